@@ -1,0 +1,367 @@
+"""Rainy and clean images: finding the pairs, packing them into one HDF5 file, cutting patches.
+
+    pairs = find_pairs(Path("datasets/train/RainTrainL"))      # any common layout
+    packed = prepare(Path("datasets/train/RainTrainL"))        # datasets/train/RainTrainL.h5
+    rainy, clean = DerainDataset(packed, patch_size=100, stride=80)[0]
+
+The HDF5 file holds every image once, as uint8. Patches are cut when they are read, so patch
+size, stride and flips are choices of the run and need no second copy of the data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from utils import IMAGE_SUFFIXES, InputError, atomic_path, read_rgb
+
+RAINY_FOLDERS = ("rainy", "rain", "input")
+CLEAN_FOLDERS = ("clean", "groundtruth", "ground_truth", "gt", "norain", "target")
+LAYOUTS = (
+    "rainy/ with the clean images beside it or in clean/, groundtruth/ or norain/; rain/ + norain/; "
+    "input/ + target/; or rain-1.png + norain-1.png in one folder"
+)
+FORMAT, VERSION = "DARGNet training pairs", 1
+
+# RainTrainH's image n shows BSD300 photograph (n - 1) mod 300, in string order. These 91 are
+# also the backgrounds of Rain100H and Rain100L, so the strict set leaves their 546 images out.
+RAINTRAINH_PAIRS, BSD300_PHOTOGRAPHS = 1800, 300
+RAIN100_BACKGROUNDS = frozenset({0, 9, *range(99, 188)})
+
+
+# ---------------------------------------------------------------- finding images
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A rainy image file and the clean image file of the same scene; `key` is what their names share."""
+
+    key: str
+    rainy: Path
+    clean: Path
+
+    @property
+    def number(self) -> int | None:
+        return int(self.key) if self.key.isdigit() else None
+
+
+def natural_order(path: Path) -> list[tuple[int, int, str]]:
+    """Sort key under which rain-2.png comes before rain-10.png, on every file system."""
+    parts = re.split(r"([0-9]+)", path.name)
+    return [(0, int(p), "") if p.isdigit() and p.isascii() else (1, 0, p) for p in parts if p]
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The image files directly in a folder, hidden ones left out, in natural order."""
+    try:
+        files = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."]
+    except OSError as error:
+        raise InputError(f"{folder}: the folder cannot be read ({error.strerror})") from error
+    return sorted(files, key=natural_order)
+
+
+def find_pairs(folder: Path) -> list[Pair]:
+    """Pair the rainy and clean images of a folder in any of the layouts named by LAYOUTS.
+
+    Names are paired by number (rain-001 with norain-1) or, without one, by the rest of the
+    name; the order is natural. One level of nesting (a folder that holds nothing but the set)
+    is looked through.
+
+    Raises InputError for a missing folder, an unknown layout, an image without its partner
+    (both names are given) or two images for one place.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; see datasets/README.md for how to get the data sets")
+    rainy, clean, place = _sides(folder)
+    if not rainy:
+        inner = [p for p in sorted(folder.iterdir()) if p.is_dir() and _sides(p)[0]]
+        if len(inner) == 1:
+            rainy, clean, place = _sides(inner[0])
+    if not rainy:
+        raise InputError(f"{folder}: no rainy and clean images in a known layout ({LAYOUTS})")
+    rainy_by_key, clean_by_key = _by_key(rainy), _by_key(clean)
+    for key, path in rainy_by_key.items():
+        if key not in clean_by_key:
+            raise InputError(f"{path}: its clean image {_partner_name(path, clean)} is not in {place}; add it")
+    for key, path in clean_by_key.items():
+        if key not in rainy_by_key:
+            wanted = rainy[0].with_name(_partner_name(path, rainy))
+            raise InputError(f"{path}: its rainy image {wanted} is missing; add it or remove {path.name}")
+    return [Pair(key, path, clean_by_key[key]) for key, path in rainy_by_key.items()]
+
+
+def find_rainy(path: Path) -> list[Path]:
+    """Rainy images without ground truth: one file, or a folder's images (or those of its rainy/ folder).
+
+    Raises InputError if there is none.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise InputError(f"{path}: no such image or folder")
+    rainy, _, _ = _sides(path)
+    images = rainy or list_images(path)
+    if not images:
+        raise InputError(f"{path}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return images
+
+
+def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    """The pair's images, (H, W, 3) uint8 RGB. Raises InputError naming both files if their sizes differ."""
+    rainy, clean = read_rgb(pair.rainy), read_rgb(pair.clean)
+    if rainy.shape != clean.shape:
+        sizes = " and ".join(f"{image.shape[1]}x{image.shape[0]}" for image in (rainy, clean))
+        raise InputError(f"{pair.rainy} and {pair.clean} differ in size ({sizes}); a pair must show the same pixels")
+    return rainy, clean
+
+
+def _sides(folder: Path) -> tuple[list[Path], list[Path], Path]:
+    """A folder's rainy files, clean files, and where the clean ones lie; no rainy ones: no known layout."""
+    children = {p.name.lower(): p for p in sorted(folder.iterdir()) if p.is_dir()}
+    rainy_folder = next((children[name] for name in RAINY_FOLDERS if name in children), None)
+    if rainy_folder is not None:
+        clean_folder = next((children[name] for name in CLEAN_FOLDERS if name in children), folder)
+        return list_images(rainy_folder), list_images(clean_folder), clean_folder
+    images = list_images(folder)
+    clean = [p for p in images if re.match(r"no-?rain", p.name, re.I)]
+    rainy = [p for p in images if re.match(r"rain", p.name, re.I)]
+    return (rainy if clean else []), clean, folder
+
+
+def _key(path: Path) -> str:
+    rest = re.sub(r"^(no-?)?rainy?[-_ ]?(?=.)", "", path.stem, flags=re.I)
+    return str(int(rest)) if rest.isdigit() and rest.isascii() else rest
+
+
+def _by_key(paths: Sequence[Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in paths:
+        other = found.setdefault(_key(path), path)
+        if other is not path:
+            raise InputError(f"{other} and {path}: two images for one place of the set; remove one")
+    return found
+
+
+def _partner_name(path: Path, others: Sequence[Path]) -> str:
+    """The name that a missing partner would have, going by how its neighbours are named."""
+    match = re.match(r"(no-?)?rainy?[-_ ]?(?=.)", others[0].name, re.I) if others else None
+    rest = re.sub(r"^(no-?)?rainy?[-_ ]?(?=.)", "", path.name, flags=re.I)
+    return (match.group() if match else "") + rest
+
+
+# ---------------------------------------------------------------- the strict rule
+
+
+def strict_raintrainh(pairs: Sequence[Pair]) -> tuple[list[Pair], str]:
+    """Leave out the RainTrainH images whose backgrounds Rain100H and Rain100L show: 1,254 of 1,800 stay.
+
+    Returns the pairs to train on and a sentence that says what was done. RainTrainH is told by
+    its numbers, which run to 1,800; any other set is returned whole.
+    """
+    numbers = [pair.number for pair in pairs]
+    strict_count = sum(map(is_strict, range(1, RAINTRAINH_PAIRS + 1)))
+    if None in numbers or not strict_count < max(numbers, default=0) <= RAINTRAINH_PAIRS:
+        return list(pairs), f"strict rule not applied: {len(pairs)} pairs that are not numbered as RainTrainH's 1,800"
+    kept = [pair for pair, number in zip(pairs, numbers, strict=True) if is_strict(number)]
+    return kept, f"strict RainTrainH: {len(kept)} of {len(pairs)} pairs, none with a background of Rain100H or Rain100L"
+
+
+def is_strict(number: int) -> bool:
+    """Whether RainTrainH's image `number` (1 to 1800) shows no background of Rain100H or Rain100L."""
+    return (number - 1) % BSD300_PHOTOGRAPHS not in RAIN100_BACKGROUNDS
+
+
+# ---------------------------------------------------------------- packing
+
+
+def prepare(folder: Path, hdf5_path: Path | None = None, strict: bool = False, log: Any = print) -> Path:
+    """Pack a folder of pairs into one HDF5 file, or find that it is packed already; returns its path.
+
+    hdf5_path defaults to the folder's name with .h5, beside the folder. strict applies
+    RainTrainH's rule (see strict_raintrainh). The file records its sources' names, sizes and
+    times and is made anew when they changed, when it is cut off, or when it is damaged; a file
+    of that name that we did not make is kept as NAME.h5.foreign. It is written under a
+    temporary name and renamed, so it is there whole or not at all.
+
+    Raises InputError for anything wrong with the images (see find_pairs and read_pair).
+    """
+    path = hdf5_path or folder.with_name(folder.name + ".h5")
+    pairs = find_pairs(folder)
+    if strict:
+        pairs, sentence = strict_raintrainh(pairs)
+        log(sentence)
+    sources = json.dumps([_describe(file, folder) for pair in pairs for file in (pair.rainy, pair.clean)])
+    if path.exists():
+        problem = _why_rebuild(path, sources)
+        if problem is None:
+            return path
+        log(f"{path}: {problem}; packing again")
+        if problem == "not made by this program":
+            path.replace(path.with_name(path.name + ".foreign"))
+    log(f"packing {len(pairs)} pairs of {folder} into {path}")
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        _pack(file, pairs, sources, log)
+    return path
+
+
+def _describe(file: Path, folder: Path) -> list[Any]:
+    status = file.stat()
+    return [file.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns]
+
+
+def _why_rebuild(path: Path, sources: str) -> str | None:
+    try:
+        with h5py.File(path, "r") as file:
+            if file.attrs.get("format") != FORMAT:
+                return "not made by this program"
+            if file.attrs.get("version") != VERSION:
+                return "made by another version of this program"
+            return None if file["sources"].asstr()[()] == sources else "the images changed since"
+    except (OSError, KeyError, TypeError):
+        return "cut off or damaged" if h5py.is_hdf5(path) else "not made by this program"
+
+
+def _pack(file: h5py.File, pairs: Sequence[Pair], sources: str, log: Any) -> None:
+    numbers: dict[bytes, int] = {}  # digest of an image's pixels -> its place in the file
+    rows_seen: dict[bytes, int] = {}  # digest of a row or column -> the first clean image that has it
+    parents: list[int] = []  # union-find over clean images: which show the same photograph
+    index = np.zeros((len(pairs), 2), np.int64)
+    backgrounds: dict[int, int] = {}
+    for i, pair in enumerate(pairs):
+        images = read_pair(pair)
+        for side, image in enumerate(images):
+            digest = hashlib.sha256(str(image.shape).encode() + image.tobytes()).digest()
+            if digest not in numbers:
+                numbers[digest] = len(numbers)
+                file.create_dataset(f"images/{numbers[digest]}", data=image)
+            index[i, side] = numbers[digest]
+        clean = int(index[i, 1])
+        if clean not in backgrounds:
+            backgrounds[clean] = len(parents)
+            parents.append(len(parents))
+            for row in _row_digests(images[1]):
+                first = rows_seen.setdefault(row, backgrounds[clean])
+                parents[_root(parents, backgrounds[clean])] = _root(parents, first)
+        if (i + 1) % 100 == 0 or i + 1 == len(pairs):
+            log(f"  {i + 1}/{len(pairs)}")
+    file["pairs"] = index
+    file["backgrounds"] = np.array([_root(parents, backgrounds[int(clean)]) for clean in index[:, 1]])
+    file["sources"] = sources
+    file.attrs["version"] = VERSION
+    file.attrs["format"] = FORMAT  # last: its presence says that the file is whole
+
+
+def _row_digests(image: np.ndarray) -> list[bytes]:
+    """Digests of an image's rows and columns, flat ones left out: two crops of one photograph share some.
+
+    That tells the same background also where copies are cropped along one side, without any
+    list of names.
+    """
+    lines = [line for side in (image, image.swapaxes(0, 1)) for line in side[side.std(axis=(1, 2)) > 4]]
+    return [hashlib.blake2b(line.tobytes(), digest_size=12).digest() for line in lines]
+
+
+def _root(parents: list[int], i: int) -> int:
+    while parents[i] != i:
+        parents[i] = parents[parents[i]]
+        i = parents[i]
+    return i
+
+
+# ---------------------------------------------------------------- reading
+
+
+class DerainDataset(Dataset):
+    """Patches of a packed training set: item i is (rainy, clean), each (3, P, P) float32 RGB in [0, 1].
+
+    hdf5_path: a file made by `prepare`. patch_size, stride: pixels; patches lie on a grid from
+    each image's top left, whole ones only. flip: add every patch's left-right mirror image
+    (RainTrainL's recipe), doubling the length. pairs: the numbers of the pairs to use, all if None.
+
+    The file is opened at the first read in each process, so the data set can be pickled and
+    works in spawned and forked DataLoader workers.
+
+    Raises InputError if the file cannot be used or an image is smaller than a patch.
+    """
+
+    def __init__(
+        self, hdf5_path: Path, patch_size: int, stride: int, flip: bool = False, pairs: Sequence[int] | None = None
+    ) -> None:
+        self.path, self.patch_size = Path(hdf5_path), patch_size
+        self._file: h5py.File | None = None
+        self._process = -1
+        try:
+            with h5py.File(self.path, "r") as file:
+                self._images = file["pairs"][()]
+                self.backgrounds = file["backgrounds"][()]
+                shapes = {i: file[f"images/{i}"].shape for i in np.unique(self._images)}
+        except (OSError, KeyError) as error:
+            raise InputError(f"{self.path}: not a packed training set; delete it and start again") from error
+        self.pairs = list(range(len(self._images))) if pairs is None else list(pairs)
+        corners = []
+        for pair in self.pairs:
+            height, width, _ = shapes[self._images[pair, 0]]
+            if min(height, width) < patch_size:
+                raise InputError(f"{self.path}: holds an image of {width}x{height}, smaller than a {patch_size} patch")
+            tops, lefts = range(0, height - patch_size + 1, stride), range(0, width - patch_size + 1, stride)
+            corners += [(pair, top, left, 0) for top in tops for left in lefts]
+        if flip:
+            corners += [(pair, top, left, 1) for pair, top, left, _ in corners]
+        self._corners = np.array(corners, np.int32).reshape(-1, 4)
+
+    def __len__(self) -> int:
+        return len(self._corners)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        pair, top, left, mirrored = self._corners[i]
+        rows, columns = slice(top, top + self.patch_size), slice(left, left + self.patch_size)
+        patches = []
+        for image in self._images[pair]:
+            patch = self._open()[f"images/{image}"][rows, columns]  # HWC RGB uint8
+            patch = patch[:, ::-1] if mirrored else patch
+            patches.append(torch.from_numpy(patch.transpose(2, 0, 1) / np.float32(255)))
+        return patches[0], patches[1]
+
+    def whole_pair(self, pair: int) -> tuple[np.ndarray, np.ndarray]:
+        """The uncut images of a pair, (H, W, 3) uint8 RGB."""
+        rainy, clean = (self._open()[f"images/{image}"][()] for image in self._images[pair])
+        return rainy, clean
+
+    def _open(self) -> h5py.File:
+        # An HDF5 handle must not be used on both sides of a fork: each process opens its own.
+        if self._file is None or self._process != os.getpid():
+            self._file, self._process = h5py.File(self.path, "r"), os.getpid()
+        return self._file
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_file": None}
+
+
+def split_by_background(backgrounds: Sequence[int], held_out: int, seed: int) -> tuple[list[int], list[int]]:
+    """Split pair numbers into training and validation so that no photograph is in both.
+
+    backgrounds: for each pair, which photograph it shows. held_out: how many pairs, at least,
+    validation gets (whole backgrounds, drawn by `seed`). Raises InputError if nothing would be
+    left to train on.
+    """
+    backgrounds = np.asarray(backgrounds)
+    validation: list[int] = []
+    for background in np.random.RandomState(seed).permutation(np.unique(backgrounds)):
+        if len(validation) >= held_out:
+            break
+        validation += np.flatnonzero(backgrounds == background).tolist()
+    training = sorted(set(range(len(backgrounds))) - set(validation))
+    if not training:
+        raise InputError(f"holding out {held_out} of {len(backgrounds)} pairs leaves no background to train on")
+    return training, sorted(validation)

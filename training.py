@@ -1,0 +1,165 @@
+"""The parts of training: a run's files, the order of the patches, the learning rate, averaging, signals.
+
+engine.train puts them together; read that first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import Sampler
+
+from utils import InputError, append_line, plain, save_torch
+
+if TYPE_CHECKING:
+    from engine import TrainSettings
+
+
+class Run:
+    """A training run's files: its state, weights and log."""
+
+    def __init__(
+        self, settings: TrainSettings, network: nn.Module, average: AveragedModel | None, optimizer: torch.optim.Adam
+    ) -> None:
+        self.folder, self.resume = settings.save_path, settings.resume
+        self.settings = plain(dataclasses.asdict(settings))
+        self.free = set(settings.FREE) - ({"epochs", "max_steps"} if settings.schedule == "cosine" else set())
+        self.precision = settings.precision
+        self.network, self.average, self.optimizer = network, average, optimizer
+        self.latest, self.previous = self.folder / "state_latest.pth", self.folder / "state_previous.pth"
+
+    def restore(self, device: torch.device) -> int:
+        """Load the newest whole training state of the folder, if there is one; returns its step."""
+        files = [path for path in (self.latest, self.previous) if path.exists()]
+        if files and self.resume == "never":
+            raise InputError(f"{self.folder}: holds a training run already; choose another --save_path or remove it")
+        for path in files:
+            try:
+                state = torch.load(path, map_location=device, weights_only=True)
+                before = state["settings"]
+                break
+            except Exception as error:  # torch.load raises many types for a damaged file
+                print(f"{path}: damaged ({type(error).__name__}); trying the state before it")
+        else:
+            if files:
+                raise InputError(f"{self.folder}: no training state is whole; remove {' and '.join(map(str, files))}")
+            return 0
+        changed = [k for k, v in self.settings.items() if k not in self.free and before.get(k) != v]
+        if changed and self.resume != "force":
+            listed = ", ".join(f"{k} {before.get(k)} -> {self.settings[k]}" for k in changed)
+            raise InputError(f"{path}: trained with other settings ({listed}); restore them, or --resume force")
+        self.network.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None and state["average"] is not None:
+            self.average.load_state_dict(state["average"])
+        print(f"going on from {path}, step {state['step']}")
+        return state["step"]
+
+    def begin(self, step: int, surroundings: dict[str, Any]) -> None:
+        """Record the settings and the machine, one line per part of the run, before the first step."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.log({"begin": step, "settings": self.settings, "environment": surroundings})
+
+    def save(self, step: int, epoch: int | None = None) -> None:
+        """Write the state and the latest weights; those of a finished epoch also under its number."""
+        state = {
+            "model": self.network.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "step": step,
+            "settings": self.settings,
+        }
+        if self.latest.exists():
+            self.latest.replace(self.previous)
+        save_torch(self.latest, state)
+        weights = {key: value.cpu().contiguous() for key, value in self.best_network().state_dict().items()}
+        save_torch(self.folder / "net_latest.pth", weights)
+        if epoch is not None:
+            save_torch(self.folder / f"net_epoch{epoch}.pth", weights)
+
+    def best_network(self) -> nn.Module:
+        """The averaged network if there is one, else the trained one."""
+        return self.network if self.average is None else self.average.module
+
+    def log(self, line: dict[str, Any]) -> None:
+        append_line(self.folder / "log.jsonl", json.dumps(plain(line)))
+
+
+class EpochBatches(Sampler):
+    """Shuffled batches of patch numbers; the order depends on the seed and the epoch alone."""
+
+    def __init__(self, patches: int, batch_size: int, seed: int) -> None:
+        self.patches, self.batch_size, self.seed = patches, batch_size, seed
+        self.per_epoch = math.ceil(patches / batch_size)
+        self.start(0)
+
+    def start(self, epoch: int, first: int = 0) -> None:
+        """Prepare to give an epoch's batches, from number `first` on."""
+        self.epoch, self.first = epoch, first
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.RandomState([self.seed % 2**32, self.epoch]).permutation(self.patches)
+        for batch in range(self.first, self.per_epoch):
+            yield order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+
+    def __len__(self) -> int:
+        return self.per_epoch - self.first
+
+
+def learning_rate(settings: TrainSettings, step: int, epoch: int, last_step: int) -> float:
+    """The rate of step `step` (counted from 0), in epoch `epoch` (likewise)."""
+    if settings.schedule == "multistep":
+        return settings.lr * 0.2 ** sum(epoch >= milestone for milestone in settings.milestones)
+    if step < settings.warmup:
+        return settings.lr * (step + 1) / settings.warmup
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - settings.warmup) / max(1, last_step - settings.warmup)))
+
+
+def random_flips(rainy: Tensor, clean: Tensor, seed: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Mirror each pair (N, 3, H, W) left-right, upside down, both or not at all, drawn from `seed`.
+
+    No quarter turns: rain falls, and streaks that lie flat would be another problem.
+    """
+    draws = torch.from_numpy(np.random.RandomState([s % 2**32 for s in seed]).randint(2, size=(2, len(rainy), 1, 1, 1)))
+    for axis, draw in zip((-1, -2), draws.bool().to(rainy.device), strict=True):
+        rainy, clean = (torch.where(draw, x.flip(axis), x) for x in (rainy, clean))
+    return rainy, clean
+
+
+def moving_average(decay: float) -> Any:
+    """An exponential moving average that forgets its first steps sooner than its later ones."""
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        count = int(count)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count) / (10 + count)))
+
+    return update
+
+
+@contextmanager
+def interrupts_noted() -> Iterator[Callable[[], bool]]:
+    """Within this context Ctrl-C and SIGTERM only set a flag; the function it gives tells whether they did."""
+    noted: list[int] = []
+    before = {s: signal.signal(s, lambda number, _: noted.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(noted)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ignore_interrupts(_worker: int) -> None:
+    """For DataLoader workers: a Ctrl-C reaches them too, but only the main process may act on it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

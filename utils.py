@@ -1,0 +1,310 @@
+"""What all scripts share: errors in one line, the command line, images, devices, files.
+
+Nothing here knows of DARGNet; training and testing are in engine.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import types
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+
+
+# ---------------------------------------------------------------- errors and the command line
+
+
+class InputError(Exception):
+    """The user can mend this: the message is one line that names the path and the remedy."""
+
+
+def run_script(run: Callable[[Any], None], settings: type, doc: str) -> None:
+    """Parse the command line into `settings`, call `run` with them, and end as a good command does.
+
+    Anything the user can mend ends in one line on stderr and exit status 2 (130 for Ctrl-C);
+    a traceback means a fault of this program.
+    """
+    try:
+        run(parse_settings(settings, doc))
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def setting(default: Any, description: str, choices: tuple[str, ...] | None = None) -> Any:
+    """A dataclass field that knows its --help text and, if limited, its choices."""
+    return dataclasses.field(default=default, metadata={"help": description, "choices": choices})
+
+
+def parse_settings(settings: type, doc: str, arguments: list[str] | None = None) -> Any:
+    """Read a frozen dataclass of settings from the command line: a flag per field that `setting` describes.
+
+    Booleans become --flag / --no-flag, tuples take several values; fields without a
+    description are constants of the script. Flags can't be abbreviated.
+    """
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    kinds = typing.get_type_hints(settings)
+    for field in dataclasses.fields(settings):
+        if "help" not in field.metadata:
+            continue
+        default, kind = field.default, kinds[field.name]
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        text = field.metadata["help"] + ("" if default is None else f" (default: {shown})")
+        options: dict[str, Any] = {"default": default, "help": text.replace("%", "%%")}
+        if isinstance(kind, types.UnionType):  # X | None: None is only ever the default
+            kind = next(k for k in typing.get_args(kind) if k is not type(None))
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif typing.get_origin(kind) is tuple:
+            options |= {"type": typing.get_args(kind)[0], "nargs": "*", "metavar": "N"}
+        elif field.metadata["choices"]:
+            options["choices"] = field.metadata["choices"]
+        else:
+            options |= {"type": kind, "metavar": kind.__name__.upper()}
+        parser.add_argument(f"--{field.name}", **options)
+    values = vars(parser.parse_args(arguments))
+    return settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+# ---------------------------------------------------------------- images
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A decoded image file. rgb: (H, W, 3) uint8 or uint16; alpha: (H, W) of the same type, or None."""
+
+    rgb: np.ndarray
+    alpha: np.ndarray | None = None
+    grey: bool = False
+
+
+def read_picture(path: Path) -> Picture:
+    """Read an image of 8 or 16 bits: grey, colour or palette, with or without alpha, EXIF turned upright.
+
+    Raises InputError, naming the path, if the file is missing, truncated, no image, or of
+    another depth.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    jpeg, png = data[:2] == b"\xff\xd8", data[:4] == b"\x89PNG"
+    # OpenCV fills in what a cut-off file lacks with grey or black: look for the end marks ourselves.
+    if (png and b"IEND" not in data[-1024:]) or (jpeg and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")):
+        raise InputError(f"{path}: the image is cut off after {len(data)} bytes; get it again")
+    # IMREAD_UNCHANGED alone keeps alpha but ignores the EXIF rotation, which only JPEGs commonly have.
+    flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH if jpeg else cv2.IMREAD_UNCHANGED
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    except cv2.error:
+        pixels = None
+    if pixels is None:
+        raise InputError(f"{path}: not an image that OpenCV can read; convert it to PNG or remove it")
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise InputError(f"{path}: holds {pixels.dtype} values; convert it to 8 or 16 bits per channel")
+    if pixels.ndim == 2:
+        return Picture(np.repeat(pixels[..., None], 3, axis=2), grey=True)
+    alpha = np.ascontiguousarray(pixels[..., 3]) if pixels.shape[2] == 4 else None
+    return Picture(np.ascontiguousarray(pixels[..., 2::-1]), alpha)  # HWC BGR(A) -> HWC RGB
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """Read an image as (H, W, 3) uint8 RGB: alpha dropped, 16 bits rounded to 8. Raises as read_picture does."""
+    rgb = read_picture(path).rgb
+    return rgb if rgb.dtype == np.uint8 else np.round(rgb / 257).astype(np.uint8)
+
+
+def write_picture(path: Path, picture: Picture) -> None:
+    """Write a PNG with the picture's own depth, alpha and greyness, atomically."""
+    pixels = picture.rgb[..., ::-1]  # HWC RGB -> HWC BGR
+    if picture.grey:
+        pixels = np.round(pixels.mean(axis=2)).astype(picture.rgb.dtype)
+    elif picture.alpha is not None:
+        pixels = np.dstack([pixels, picture.alpha])
+    encoded, data = cv2.imencode(".png", pixels)
+    if not encoded:
+        raise InputError(f"{path}: an image of shape {pixels.shape} cannot be encoded as PNG")
+    write_atomically(path, data.tobytes())
+
+
+def quantize(image: np.ndarray, dtype: np.dtype | type = np.uint8, mode: str = "round") -> np.ndarray:
+    """Float values in [0, 1] -> integers of `dtype`, clipped. mode: 'round', or 'truncate' as the authors did."""
+    levels = np.clip(image, 0, 1) * np.float32(np.iinfo(dtype).max)
+    return (np.round(levels) if mode == "round" else levels).astype(dtype)
+
+
+def to_tensor(rgb: np.ndarray) -> torch.Tensor:
+    """(H, W, 3) uint8 or uint16 RGB -> (1, 3, H, W) float32 in [0, 1]."""
+    scaled = rgb.astype(np.float32) / np.float32(np.iinfo(rgb.dtype).max)
+    return torch.from_numpy(scaled).permute(2, 0, 1)[None]
+
+
+def to_image(tensor: torch.Tensor) -> np.ndarray:
+    """(1, 3, H, W) -> (H, W, 3) float32 on the CPU."""
+    return tensor[0].float().permute(1, 2, 0).cpu().numpy()
+
+
+# ---------------------------------------------------------------- files
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on success sync and rename it there, on failure remove it.
+
+    Whoever reads `path` sees the old file or the whole new one, also after a power cut.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; results are as open as any other
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a whole file, or leave what was there."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a log and hand it to the system at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write strict JSON, atomically: paths become strings, infinite and undefined numbers null."""
+    write_atomically(path, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
+
+
+def plain(content: Any) -> Any:
+    """The same content in the types of strict JSON."""
+    if isinstance(content, dict):
+        return {str(k): plain(v) for k, v in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [plain(v) for v in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return str(content) if isinstance(content, Path) else content
+
+
+def save_torch(path: Path, content: Any) -> None:
+    """torch.save, atomically."""
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------- devices, seeds, environment
+
+
+def choose_device(name: str) -> torch.device:
+    """'auto' (CUDA, else Apple's MPS, else the CPU), 'cpu', 'cuda', 'cuda:N' or 'mps'.
+
+    Raises InputError if this machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name}: not available on this machine; use --device auto or cpu") from error
+    return device
+
+
+def set_seed(seed: int) -> None:
+    """Seed Python, NumPy and torch on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that may be used on `device` now; 4 GiB where the system doesn't tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 * 2**30
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a figure depends on beside the code: versions, hardware, and the code's commit."""
+    import h5py
+    import skimage
+    import torchvision
+
+    modules = (torch, torchvision, np, cv2, skimage, h5py)
+    versions = {m.__name__: m.__version__ for m in modules}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **versions,
+        "device": str(device),
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "commit": commit(),
+    }
+
+
+def processor_name() -> str:
+    """The CPU's model name, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The git commit of this code, with '-dirty' if files differ from it; None outside git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
