@@ -32,6 +32,7 @@ LAYOUTS = (
     "rainy/ with the clean images beside it or in clean/, groundtruth/ or norain/; rain/ + norain/; "
     "input/ + target/; or rain-1.png + norain-1.png in one folder"
 )
+_PREFIX = re.compile(r"^(no-?)?rainy?([-_ ]|(?=[0-9])|$)", re.I)  # rain-1, norain-1, rain1, but not rainbow
 FORMAT, VERSION = "DARGNet training pairs", 1
 
 # RainTrainH's image n shows BSD300 photograph (n - 1) mod 300, in string order. These 91 are
@@ -140,7 +141,7 @@ def _sides(folder: Path) -> tuple[list[Path], list[Path], Path]:
 
 
 def _key(path: Path) -> str:
-    rest = re.sub(r"^(no-?)?rainy?[-_ ]?(?=.)", "", path.stem, flags=re.I)
+    rest = _PREFIX.sub("", path.stem)
     return str(int(rest)) if rest.isdigit() and rest.isascii() else rest
 
 
@@ -155,9 +156,8 @@ def _by_key(paths: Sequence[Path]) -> dict[str, Path]:
 
 def _partner_name(path: Path, others: Sequence[Path]) -> str:
     """The name that a missing partner would have, going by how its neighbours are named."""
-    match = re.match(r"(no-?)?rainy?[-_ ]?(?=.)", others[0].name, re.I) if others else None
-    rest = re.sub(r"^(no-?)?rainy?[-_ ]?(?=.)", "", path.name, flags=re.I)
-    return (match.group() if match else "") + rest
+    match = _PREFIX.match(others[0].stem) if others else None
+    return (match.group() if match else "") + _PREFIX.sub("", path.stem) + path.suffix
 
 
 # ---------------------------------------------------------------- the strict rule

@@ -1,7 +1,7 @@
 """Training and testing, once for all six scripts.
 
-`train` and `test` are the two stories, each read top to bottom; the settings that the scripts
-fill in come first, the steps of training last. What a test prints and writes is in report.py.
+`train` and `evaluate` are the two stories, each read top to bottom. Their settings are in
+settings.py, the parts of training in training.py, what an evaluation writes in report.py.
 
 Everything random in training is a function of the seed and the step: first weights, order of
 the patches, flips. So a run that was stopped goes on exactly as if it had not been.
@@ -12,9 +12,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +26,12 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from torchvision.utils import make_grid
 
-from DerainDataset import DerainDataset, prepare, split_by_background
-from networks import DARGNet, derain
-from SSIM import SSIM, psnr_y, ssim_y
+import report
+from datasets.synthesize import stand_in, synthetic_label
+from DerainDataset import DerainDataset, Pair, find_pairs, find_rainy, prepare, read_pair, split_by_background
+from networks import DARGNet, derain, load_network
+from settings import EvalSettings, TrainSettings, check_settings, parse_tile
+from SSIM import PROTOCOL, SSIM, image_metrics, psnr_y, ssim_y
 from training import (
     EpochBatches,
     Run,
@@ -38,78 +43,22 @@ from training import (
 )
 from utils import (
     InputError,
+    Picture,
     choose_device,
     environment,
+    free_memory,
     quantize,
+    read_picture,
     set_seed,
-    setting,
+    sha256_of,
     to_image,
     to_tensor,
+    write_picture,
 )
 
-BYTES_PER_PIXEL = 1200  # of float32 activations at the network's widest point, measured; halved in bf16
-LARGEST_TILE = 1024  # pixels; larger ones gain nothing: the halo then costs less than a quarter
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainSettings:
-    """The published recipe; a train script overrides what its data set needs."""
-
-    data_path: Path = setting(Path(), "folder of training pairs")
-    save_path: Path = setting(Path(), "folder for weights, training state and logs")
-    epochs: int = setting(100, "passes over the patches")
-    batch_size: int = setting(8, "patches per step")
-    lr: float = setting(1e-3, "learning rate of Adam (highest)")
-    milestones: tuple[int, ...] = setting((40, 60, 80), "epochs after which the rate is multiplied by 0.2")
-    patch_size: int = setting(100, "side of a training patch in pixels")
-    stride: int = setting(80, "distance between patches in pixels")
-    flip: bool = setting(False, "double the patches by left-right mirror images")
-    strict: bool = setting(False, "of RainTrainH use only the 1,254 images without test backgrounds")
-    schedule: str = setting("multistep", "rate falls at milestones, or in one cosine", ("multistep", "cosine"))
-    warmup: int = setting(200, "steps of linear warm-up (cosine only)")
-    ema: float = setting(0.0, "decay of the averaged weights that are saved; 0: save the last ones")
-    augment: bool = setting(False, "mirror every patch left-right and upside down at random")
-    validation: int = setting(0, "pairs to hold out, by background; 0: train on all, as published")
-    validate_every: int = setting(0, "steps between validations; 0: at each epoch's end")
-    workers: int = setting(2, "processes that read patches")
-    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
-    precision: str = setting("fp32", "arithmetic of the network; the loss is always fp32", ("fp32", "bf16"))
-    seed: int = setting(0, "seed of everything random")
-    max_steps: int | None = setting(None, "stop after this many steps in all, even within an epoch")
-    resume: str = setting(
-        "auto",
-        "auto: go on from save_path's training state, if any; never: refuse to; force: go on with changed settings",
-        ("auto", "never", "force"),
-    )
-    save_minutes: float = setting(5.0, "minutes between training states, beside each epoch's end")
-
-    # These may differ between the parts of a run that was stopped and resumed.
-    FREE = (
-        *("data_path", "save_path", "epochs", "max_steps"),
-        *("validate_every", "workers", "device", "resume", "save_minutes"),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class TestSettings:
-    """What a test script measures, with which weights; `reference` holds what others got on the same set."""
-
-    __test__ = False  # not a test class of pytest
-
-    data_path: Path = setting(Path(), "folder of rainy (and clean) images")
-    logdir: Path = setting(Path(), "folder that holds net_latest.pth, or a .pth file")
-    save_path: Path = setting(Path(), "folder for derained images and results")
-    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
-    precision: str = setting("fp32", "arithmetic of the network", ("fp32", "bf16"))
-    quantize: str = setting("round", "how values become 8-bit; the authors truncated", ("round", "truncate"))
-    tile: str = setting("auto", "auto, off, or the side of exact tiles in pixels")
-
-    name: str = ""  # of the data set
-    rain: str = "heavy"  # of the stand-in where the data set is missing
-    paired: bool = True  # with clean images to measure against
-    pairs_expected: int = 0
-    unseen: tuple[int, ...] = ()  # numbers of the images whose backgrounds RainTrainL does not show
-    reference: tuple[tuple[str, float, float, float], ...] = ()  # name, psnr_y, ssim_y, psnr_rgb
+BYTES_PER_PIXEL = 1200  # of activations in float32 at the network's widest point, measured
+WHOLE_PIXELS = 4_000_000  # images up to here are computed whole if memory allows
+LARGEST_TILE = 1024  # pixels; its halo adds a quarter to the work, a larger tile's hardly less
 
 
 # ---------------------------------------------------------------- training
@@ -237,19 +186,6 @@ def train(settings: TrainSettings) -> None:
     print(f"done: {settings.save_path / 'net_latest.pth'}")
 
 
-def check_settings(settings: TrainSettings) -> None:
-    """Raise InputError for a number that makes no sense, before anything long begins."""
-    for name in ("epochs", "batch_size", "lr", "patch_size", "stride", "max_steps"):
-        value = getattr(settings, name)
-        if value is not None and value <= 0:
-            raise InputError(f"--{name} {value}: must be above 0")
-    for name in ("workers", "validation", "validate_every", "warmup", "save_minutes"):
-        if getattr(settings, name) < 0:
-            raise InputError(f"--{name} {getattr(settings, name)}: must not be below 0")
-    if not 0 <= settings.ema < 1:
-        raise InputError(f"--ema {settings.ema}: must be at least 0 and below 1")
-
-
 def validate(
     network: nn.Module, data: DerainDataset, pairs: Sequence[int], device: torch.device, precision: str
 ) -> dict[str, float]:
@@ -266,9 +202,129 @@ def validate(
 
 
 def derain_image(
-    network: DARGNet, rgb: np.ndarray, device: torch.device, precision: str = "fp32", tile: int = 0
+    network: DARGNet, rgb: np.ndarray, device: torch.device, precision: str = "fp32", tile: int | None = None
 ) -> np.ndarray:
-    """(H, W, 3) uint8 or uint16 RGB -> (H, W, 3) float32, about [0, 1], not clipped. tile: see networks.derain."""
+    """(H, W, 3) uint8 or uint16 RGB -> (H, W, 3) float32, about [0, 1], not clipped.
+
+    tile: side of exact tiles in pixels (see networks.derain), 0 for none, None to go by the free memory.
+    """
+    if tile is None:
+        tile = automatic_tile(*rgb.shape[:2], network.receptive_field_radius, device, precision)
     rainy = to_tensor(rgb).to(memory_format=torch.channels_last)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         return to_image(derain(network, rainy, tile))
+
+
+def evaluate(settings: EvalSettings) -> None:
+    """Derain a set of images, measure them where clean ones are there, write and print what came out.
+
+    Writes to the save path: a PNG per image, under the image's name, results.csv and results.json.
+    """
+    device = choose_device(settings.device)
+    tile = parse_tile(settings.tile)
+    data_path = settings.data_path or default_data(settings)
+    pairs: Sequence[Pair | Path] = find_rainy(data_path) if settings.pairs is None else find_pairs(data_path)
+    label = data_set_label(settings, data_path, len(pairs))
+    default_name = settings.name if label == settings.name else data_path.resolve().name
+    save_path = settings.save_path or Path("results") / default_name
+    outputs = report.output_paths(save_path, pairs)
+    weights = weights_file(settings.logdir)
+    network = load_weights(weights, device)
+    print(f"{label}: {len(pairs)} images of {data_path}, weights {weights}, {device} {settings.precision}", flush=True)
+
+    rows, refused = [], []
+    for i, (pair, output) in enumerate(zip(pairs, outputs, strict=True)):
+        try:
+            if isinstance(pair, Pair):
+                rainy, clean = read_pair(pair)
+                picture = Picture(rainy)
+            else:
+                picture, clean = read_picture(pair), None
+        except InputError as error:
+            if settings.pairs is not None:
+                raise  # a mean over the rest of a set would pass for the set's
+            refused.append(str(error))
+            print(f"refused: {error}", file=sys.stderr, flush=True)
+            continue
+        began = time.perf_counter()
+        values = derain_image(network, picture.rgb, device, settings.precision, tile)
+        milliseconds = 1000 * (time.perf_counter() - began)
+        derained = quantize(values, picture.rgb.dtype, settings.quantize)
+        write_picture(output, dataclasses.replace(picture, rgb=derained))
+        row: dict[str, Any] = {"data_set": label, "image": output.name}
+        if clean is not None:
+            row |= image_metrics(derained, clean)
+        row["milliseconds"] = round(milliseconds, 1)
+        if clean is not None:
+            row |= {f"input_{name}": value for name, value in image_metrics(rainy, clean).items()}
+        rows.append(row)
+        shown = f" {row['psnr_y']:6.2f} dB" if clean is not None else ""
+        print(f"[{i + 1}/{len(pairs)}] {output.name}{shown} {milliseconds / 1000:.2f} s", flush=True)
+
+    if rows:
+        lines = [] if settings.pairs is None else report.summary_lines(settings, label, rows, pairs)
+        summary = {
+            "data_set": {"name": label, "path": data_path, "images": len(pairs)},
+            "protocol": PROTOCOL if lines else None,
+            "means": dict(lines),
+            "median_milliseconds": float(np.median([row["milliseconds"] for row in rows])),
+            "refused": refused,
+            "weights": {"path": weights, "sha256": sha256_of(weights)},
+            "settings": dataclasses.asdict(settings),
+            "environment": environment(device),
+        }
+        report.write_results(save_path, rows, summary)
+        if lines:
+            protocol = "PReNet protocol: Y channel, mean of per-image figures; RGB beside it"
+            print("\n" + report.table(f"{label}, {len(pairs)} pairs ({protocol})", lines))
+    print(f"\n{len(rows)} images and results.csv, results.json in {save_path}")
+    if refused:
+        raise InputError(f"{len(refused)} of {len(pairs)} images were refused: see the lines that begin with 'refused'")
+
+
+def data_set_label(settings: EvalSettings, data_path: Path, count: int) -> str:
+    """What every row, CSV and JSON calls the pictures: the data set's name only if they can be that set."""
+    synthetic = synthetic_label(data_path)
+    if synthetic:
+        return f"{synthetic}, not {settings.name}" if settings.pairs else synthetic
+    if settings.pairs in (None, count):
+        return settings.name
+    return f"{data_path.resolve().name} ({count} pairs), not {settings.name}"
+
+
+def default_data(settings: EvalSettings) -> Path:
+    """The data set's usual folder; where it is missing, the stand-in, with a line that says so."""
+    folder = Path("datasets/test") / settings.name
+    if folder.is_dir():
+        return folder
+    print(
+        f"{folder} is missing (datasets/README.md says where {settings.name} is had; it goes there): "
+        f"using a stand-in of synthetic {settings.rain} rain, whose figures are not {settings.name}'s",
+        flush=True,
+    )
+    return stand_in(settings.rain)
+
+
+def weights_file(logdir: Path) -> Path:
+    """The weights that --logdir names: the file itself, or net_latest.pth in the folder."""
+    path = logdir / "net_latest.pth" if logdir.is_dir() else logdir
+    if not path.is_file():
+        raise InputError(f"{path}: no such weights; --logdir takes a folder with net_latest.pth, or a .pth file")
+    return path
+
+
+def load_weights(path: Path, device: torch.device) -> DARGNet:
+    """networks.load_network, its errors for the user to read."""
+    try:
+        return load_network(path, device).to(memory_format=torch.channels_last)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def automatic_tile(height: int, width: int, halo: int, device: torch.device, precision: str) -> int:
+    """0 if an image fits well into the free memory, else the side of the largest tile that does."""
+    per_pixel = BYTES_PER_PIXEL if precision == "fp32" else BYTES_PER_PIXEL * 2 // 3
+    pixels = free_memory(device) / 2 / per_pixel
+    if height * width <= min(pixels, WHOLE_PIXELS):
+        return 0
+    return max(64, min(LARGEST_TILE, int(math.sqrt(pixels)) - 2 * halo))

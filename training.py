@@ -11,7 +11,7 @@ import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +19,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Sampler
 
+from settings import TrainSettings
 from utils import InputError, append_line, plain, save_torch
-
-if TYPE_CHECKING:
-    from engine import TrainSettings
 
 
 class Run:

@@ -1,0 +1,91 @@
+"""The settings of the scripts: what each flag is, its default, and which values make sense.
+
+A script overrides a few of them for its data set; the command line overrides those.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from utils import InputError, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """The published recipe; a train script overrides what its data set needs."""
+
+    data_path: Path = setting(Path(), "folder of training pairs")
+    save_path: Path = setting(Path(), "folder for weights, training state and logs")
+    epochs: int = setting(100, "passes over the patches")
+    batch_size: int = setting(8, "patches per step")
+    lr: float = setting(1e-3, "learning rate of Adam (highest)")
+    milestones: tuple[int, ...] = setting((40, 60, 80), "epochs after which the rate is multiplied by 0.2")
+    patch_size: int = setting(100, "side of a training patch in pixels")
+    stride: int = setting(80, "distance between patches in pixels")
+    flip: bool = setting(False, "double the patches by left-right mirror images")
+    strict: bool = setting(False, "of RainTrainH use only the 1,254 images without test backgrounds")
+    schedule: str = setting("multistep", "rate falls at milestones, or in one cosine", ("multistep", "cosine"))
+    warmup: int = setting(200, "steps of linear warm-up (cosine only)")
+    ema: float = setting(0.0, "decay of the averaged weights that are saved; 0: save the last ones")
+    augment: bool = setting(False, "mirror every patch left-right and upside down at random")
+    validation: int = setting(0, "pairs to hold out, by background; 0: train on all, as published")
+    validate_every: int = setting(0, "steps between validations; 0: at each epoch's end")
+    workers: int = setting(2, "processes that read patches")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: str = setting("fp32", "arithmetic of the network; the loss is always fp32", ("fp32", "bf16"))
+    seed: int = setting(0, "seed of everything random")
+    max_steps: int | None = setting(None, "stop after this many steps in all, even within an epoch")
+    resume: str = setting(
+        "auto",
+        "auto: go on from save_path's training state, if any; never: refuse to; force: go on with changed settings",
+        ("auto", "never", "force"),
+    )
+    save_minutes: float = setting(5.0, "minutes between training states, beside each epoch's end")
+
+    # These may differ between the parts of a run that was stopped and resumed.
+    FREE = (
+        *("data_path", "save_path", "epochs", "max_steps"),
+        *("validate_every", "workers", "device", "resume", "save_minutes"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSettings:
+    """What a test script measures, and with which weights."""
+
+    data_path: Path | None = setting(None, "folder of the pairs (default: datasets/test/NAME)")
+    logdir: Path = setting(Path(), "folder that holds net_latest.pth, or a .pth file")
+    save_path: Path | None = setting(None, "folder for derained images and results (default: results/NAME)")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: str = setting("fp32", "arithmetic of the network", ("fp32", "bf16"))
+    quantize: str = setting("round", "how values become 8-bit; the authors truncated", ("round", "truncate"))
+    tile: str = setting("auto", "auto (by free memory), off, or the side of exact tiles in pixels")
+
+    name: str = ""  # of the data set
+    rain: str = "heavy"  # of the stand-in where the data set is missing
+    pairs: int | None = None  # how many the data set has; None: there are no clean images to measure against
+    unseen: tuple[int, ...] = ()  # numbers of the images whose backgrounds RainTrainL does not show
+    reference: tuple[float, float, float | None] | None = None  # psnr_y, ssim_y, psnr_rgb of the authors' outputs
+
+
+def check_settings(settings: TrainSettings) -> None:
+    """Raise InputError for a number that makes no sense, before anything long begins."""
+    for name in ("epochs", "batch_size", "lr", "patch_size", "stride", "max_steps"):
+        value = getattr(settings, name)
+        if value is not None and value <= 0:
+            raise InputError(f"--{name} {value}: must be above 0")
+    for name in ("workers", "validation", "validate_every", "warmup", "save_minutes"):
+        if getattr(settings, name) < 0:
+            raise InputError(f"--{name} {getattr(settings, name)}: must not be below 0")
+    if not 0 <= settings.ema < 1:
+        raise InputError(f"--ema {settings.ema}: must be at least 0 and below 1")
+
+
+def parse_tile(text: str) -> int | None:
+    """--tile as a number of pixels: 0 for off, None for auto."""
+    if text in ("auto", "off"):
+        return None if text == "auto" else 0
+    if not text.isdecimal() or int(text) < 16:
+        raise InputError(f"--tile {text}: takes auto, off, or a number of pixels from 16 up")
+    return int(text)

@@ -1,0 +1,88 @@
+"""What the tests share: small scenes with rain, data sets of them, and the real commands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = (
+    *("train_rain100H.py", "train_rain100L.py"),
+    *("test_Rain100H.py", "test_Rain100L.py", "test_Rain12.py", "test_real.py"),
+)
+
+
+@pytest.fixture(autouse=True)
+def few_threads() -> None:
+    """Tests may run side by side: each keeps to one core, so that none waits for the others' threads."""
+    torch.set_num_threads(1)
+
+
+def scene(seed: int, height: int = 64, width: int = 72) -> tuple[np.ndarray, np.ndarray]:
+    """A rainy and a clean picture, (H, W, 3) uint8 RGB, one grey layer of rain added and clipped."""
+    random = np.random.RandomState(seed)
+    coarse = random.randint(0, 200, (height // 8 + 1, width // 8 + 1, 3)).astype(np.uint8)
+    clean = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    layer = np.where(random.rand(height, width) < 0.2, random.randint(20, 120, (height, width)), 0)
+    return np.minimum(255, clean.astype(int) + layer[..., None]).astype(np.uint8), clean
+
+
+def write(path: Path, rgb: np.ndarray) -> Path:
+    """Write RGB (or any channel layout OpenCV takes) with OpenCV's own writer, to check our reader against."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = rgb[..., ::-1] if rgb.ndim == 3 and rgb.shape[2] == 3 else rgb
+    encoded, data = cv2.imencode(path.suffix, pixels)
+    assert encoded
+    path.write_bytes(data.tobytes())
+    return path
+
+
+# name: (pattern of the rainy file, pattern of the clean file)
+LAYOUT_PATTERNS = {
+    "PReNet test": ("rainy/rain-{0:03d}.png", "norain-{0:03d}.png"),
+    "PReNet train": ("rain-{0}.png", "norain-{0}.png"),
+    "DARG clean": ("rainy/rain-{0:03d}.png", "clean/norain-{0:03d}.png"),
+    "DARG groundtruth": ("rainy/rain-{0:03d}.png", "groundtruth/norain-{0:03d}.png"),
+    "DARG norain": ("rainy/rain-{0:03d}.png", "norain/norain-{0:03d}.png"),
+    "Rain12 numbers": ("rainy/{0}.png", "groundtruth/{0}.png"),
+    "RCDNet": ("rain/norain-{0}.png", "norain/norain-{0}.png"),
+    "RCDNet small": ("small/rain/norain-{0}.png", "small/norain/norain-{0}.png"),
+    "MPRNet": ("input/{0}.png", "target/{0}.png"),
+}
+
+
+def write_pairs(folder: Path, count: int = 3, layout: str = "PReNet test", **size: int) -> Path:
+    """Write a data set of `count` scenes in one of the layouts; returns the folder."""
+    rainy_pattern, clean_pattern = LAYOUT_PATTERNS[layout]
+    for number in range(1, count + 1):
+        rainy, clean = scene(number, **size)
+        write(folder / rainy_pattern.format(number), rainy)
+        write(folder / clean_pattern.format(number), clean)
+    return folder
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a script of the repository as a user would, from an empty folder; gives its output and exit status."""
+
+    def run(script: str, *arguments: str | Path, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+        return subprocess.run(
+            [sys.executable, ROOT / script, *map(str, arguments)],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,327 @@
+"""Finding pairs in every layout, packing them, and cutting patches in any kind of process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import LAYOUT_PATTERNS, scene, write, write_pairs
+from torch.utils.data import DataLoader
+
+from DerainDataset import (
+    RAIN100_BACKGROUNDS,
+    DerainDataset,
+    Pair,
+    find_pairs,
+    find_rainy,
+    is_strict,
+    prepare,
+    read_pair,
+    split_by_background,
+    strict_raintrainh,
+)
+from utils import InputError
+
+
+def quiet(*_: object) -> None:
+    """Swallow prepare's progress lines."""
+
+
+# ---------------------------------------------------------------- finding
+
+
+@pytest.mark.parametrize("layout", LAYOUT_PATTERNS)
+def test_every_layout(tmp_path: Path, layout: str) -> None:
+    pairs = find_pairs(write_pairs(tmp_path / "set", 11, layout))
+    assert [pair.number for pair in pairs] == list(range(1, 12))  # natural order: 10 after 9
+    for pair in pairs:
+        for found, expected in zip(read_pair(pair), scene(pair.number), strict=True):
+            assert np.array_equal(found, expected)
+
+
+def test_pairs_do_not_depend_on_the_order_of_files(tmp_path: Path) -> None:
+    """The clean files are named so that plain sorting would pair them wrongly."""
+    for number in (1, 2, 10):
+        rainy, clean = scene(number)
+        write(tmp_path / f"rainy/rain-{number}.png", rainy)
+        write(tmp_path / f"norain-{number:0{5 - number % 3}d}.png", clean)
+    for pair in find_pairs(tmp_path):
+        assert np.array_equal(read_pair(pair)[1], scene(pair.number)[1])
+
+
+def test_named_images_pair_by_name_over_formats(tmp_path: Path) -> None:
+    for name in ("street", "10 trees", "été", "rainbow"):
+        rainy, clean = scene(len(name))
+        write(tmp_path / f"input/{name}.png", rainy)
+        write(tmp_path / f"target/{name}.bmp", clean)
+    assert [pair.key for pair in find_pairs(tmp_path)] == ["10 trees", "rainbow", "street", "été"]
+
+
+@pytest.mark.parametrize("layout", ["PReNet test", "PReNet train", "MPRNet", "RCDNet"])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_missing_partner_is_an_error_that_names_both(tmp_path: Path, layout: str, side: int) -> None:
+    write_pairs(tmp_path, 3, layout)
+    gone, left = (LAYOUT_PATTERNS[layout][i].format(2) for i in (side, 1 - side))
+    (tmp_path / gone).unlink()
+    with pytest.raises(InputError) as caught:
+        find_pairs(tmp_path)
+    assert str(tmp_path / left) in str(caught.value)
+    assert Path(gone).name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_images_for_one_place(tmp_path: Path) -> None:
+    write_pairs(tmp_path, 2)
+    shutil.copy(tmp_path / "rainy/rain-001.png", tmp_path / "rainy/rain-1.png")
+    with pytest.raises(InputError, match=r"rain-(001|1)\.png and .*rain-(001|1)\.png"):
+        find_pairs(tmp_path)
+
+
+def test_sizes_that_differ(tmp_path: Path) -> None:
+    write_pairs(tmp_path, 2)
+    write(tmp_path / "norain-002.png", scene(2, 64, 80)[1])
+    with pytest.raises(InputError, match=r"rain-002\.png and .*norain-002\.png differ in size \(72x64 and 80x64\)"):
+        read_pair(find_pairs(tmp_path)[1])
+
+
+@pytest.mark.parametrize("content", ["missing", "empty", "clean only", "rainy only", "a file"])
+def test_folders_that_hold_no_pairs(tmp_path: Path, content: str) -> None:
+    folder = tmp_path / "set"
+    if content == "a file":
+        folder.write_text("no folder")
+    elif content != "missing":
+        write_pairs(folder, 2, "PReNet train")
+        for file in folder.iterdir():
+            if content == "empty" or file.name.startswith("rain") == (content == "clean only"):
+                file.unlink()
+    with pytest.raises(InputError) as caught:
+        find_pairs(folder)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_hidden_and_foreign_files_are_passed_over(tmp_path: Path) -> None:
+    write_pairs(tmp_path, 2)
+    for name in ("rainy/._rain-001.png", "rainy/Thumbs.db", "notes.txt", ".DS_Store"):
+        (tmp_path / name).write_bytes(b"not an image")
+    assert len(find_pairs(tmp_path)) == 2
+
+
+def test_unpaired_images(tmp_path: Path) -> None:
+    for name in ("b10.png", "b9.png", "a.jpg"):
+        write(tmp_path / name, scene(1)[0])
+    assert [path.name for path in find_rainy(tmp_path)] == ["a.jpg", "b9.png", "b10.png"]
+    assert find_rainy(tmp_path / "b9.png") == [tmp_path / "b9.png"]
+    paired = write_pairs(tmp_path / "paired", 2)
+    assert [path.name for path in find_rainy(paired)] == ["rain-001.png", "rain-002.png"]
+    for bad in (tmp_path / "none", tmp_path / "paired" / "empty"):
+        (tmp_path / "paired" / "empty").mkdir(exist_ok=True)
+        with pytest.raises(InputError, match=str(bad)):
+            find_rainy(bad)
+
+
+# ---------------------------------------------------------------- the strict rule
+
+
+def numbered(numbers: range) -> list[Pair]:
+    return [Pair(str(n), Path(f"rain-{n}.png"), Path(f"norain-{n}.png")) for n in numbers]
+
+
+def test_the_strict_rule_keeps_1254_and_shares_no_background_with_rain100() -> None:
+    kept, sentence = strict_raintrainh(numbered(range(1, 1801)))
+    assert len(kept) == 1254
+    assert "1254 of 1800" in sentence
+    assert {(pair.number - 1) % 300 for pair in kept}.isdisjoint(RAIN100_BACKGROUNDS)
+    assert len(RAIN100_BACKGROUNDS) == 91
+    assert is_strict(2)
+    assert not is_strict(1)
+    assert strict_raintrainh(kept)[0] == kept  # a folder that holds the strict set already
+
+
+def test_the_strict_rule_leaves_other_sets_alone() -> None:
+    for count in (4, 200, 1254):
+        kept, sentence = strict_raintrainh(numbered(range(1, count + 1)))
+        assert len(kept) == count
+        assert "not applied" in sentence
+
+
+# ---------------------------------------------------------------- packing
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_pairs(tmp_path / "set", 4)
+
+
+def test_prepare_packs_once_and_every_image_once(folder: Path) -> None:
+    shutil.copy(folder / "norain-001.png", folder / "norain-005.png")  # a second rain on one background
+    write(folder / "rainy/rain-005.png", scene(77)[0])
+    path = prepare(folder, log=quiet)
+    assert path == folder.with_name("set.h5")
+    with h5py.File(path) as file:
+        assert len(file["images"]) == 9
+        assert all(image.dtype == np.uint8 for image in file["images"].values())
+        assert list(file["backgrounds"]) == [0, 1, 2, 3, 0]
+    before = path.stat()
+    assert prepare(folder, log=quiet) == path
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["set", "set.h5"]  # no temporary file is left
+
+
+def test_prepare_notices_changed_images(folder: Path) -> None:
+    path = prepare(folder, log=quiet)
+    rainy, clean = scene(99)
+    write(folder / "rainy/rain-002.png", rainy)
+    write(folder / "norain-002.png", clean)
+    lines: list[str] = []
+    prepare(folder, log=lines.append)
+    assert "changed" in lines[0]
+    assert np.array_equal(DerainDataset(path, 32, 32).whole_pair(1)[0], rainy)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_prepare_rebuilds_a_cut_off_file(folder: Path, share: float) -> None:
+    path = prepare(folder, log=quiet)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    prepare(folder, log=quiet)
+    assert np.array_equal(DerainDataset(path, 32, 32).whole_pair(3)[1], scene(4)[1])
+
+
+@pytest.mark.parametrize("kind", ["text", "hdf5"])
+def test_prepare_keeps_a_foreign_file(folder: Path, kind: str) -> None:
+    path = folder.with_name("set.h5")
+    if kind == "text":
+        path.write_text("somebody's notes")
+    else:
+        with h5py.File(path, "w") as file:
+            file["somebody"] = np.arange(3)
+    content = path.read_bytes()
+    prepare(folder, log=quiet)
+    assert len(DerainDataset(path, 32, 32).pairs) == 4
+    assert path.with_name("set.h5.foreign").read_bytes() == content
+
+
+def test_a_failed_prepare_leaves_the_old_file(folder: Path) -> None:
+    path = prepare(folder, log=quiet)
+    content = path.read_bytes()
+    (folder / "norain-003.png").write_bytes(b"\x89PNG broken")
+    with pytest.raises(InputError, match=r"norain-003\.png"):
+        prepare(folder, log=quiet)
+    assert path.read_bytes() == content
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["set", "set.h5"]
+
+
+def test_two_prepares_at_once(folder: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=prepare, args=(folder, None, False, quiet)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(100)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(DerainDataset(folder.with_name("set.h5"), 32, 32).pairs) == 4
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["set", "set.h5"]
+
+
+# ---------------------------------------------------------------- reading
+
+
+def test_patches_lie_on_the_published_grid(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "set", 1, height=321, width=481)
+    path = prepare(tmp_path / "set", log=quiet)
+    data = DerainDataset(path, patch_size=100, stride=80)
+    assert len(data) == 15
+    rainy, clean = scene(1, 321, 481)
+    for i, (top, left) in enumerate((top, left) for top in (0, 80, 160) for left in (0, 80, 160, 240, 320)):
+        for patch, image in zip(data[i], (rainy, clean), strict=True):
+            assert patch.shape == (3, 100, 100)
+            assert patch.dtype == torch.float32
+            expected = image[top : top + 100, left : left + 100]
+            assert np.array_equal(np.round(patch.numpy() * 255).astype(np.uint8).transpose(1, 2, 0), expected)
+    flipped = DerainDataset(path, patch_size=100, stride=80, flip=True)
+    assert len(flipped) == 30
+    for side in (0, 1):
+        assert torch.equal(flipped[15 + 7][side], data[7][side].flip(-1))
+
+
+def test_portrait_images_and_chosen_pairs(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "set", 3, height=80, width=40)
+    data = DerainDataset(prepare(tmp_path / "set", log=quiet), 32, 16, pairs=[2, 0])
+    assert len(data) == 2 * 4 * 1
+    assert np.array_equal(np.round(data[0][1].numpy() * 255), scene(3, 80, 40)[1][:32, :32].transpose(2, 0, 1))
+
+
+def test_an_image_smaller_than_a_patch(folder: Path) -> None:
+    path = prepare(folder, log=quiet)
+    with pytest.raises(InputError, match="72x64, smaller than a 100 patch"):
+        DerainDataset(path, 100, 80)
+
+
+@pytest.mark.parametrize("content", [b"", b"no HDF5", None])
+def test_a_file_that_is_no_packed_set(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "set.h5"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"set\.h5"):
+        DerainDataset(path, 32, 32)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_two_workers_read_what_one_process_reads(folder: Path, method: str) -> None:
+    data = DerainDataset(prepare(folder, log=quiet), 32, 16)
+    expected = [data[i] for i in range(len(data))]  # the file is open here before the workers start
+    loader = DataLoader(data, batch_size=4, num_workers=2, multiprocessing_context=method)
+    rainy, clean = (torch.cat(side) for side in zip(*loader, strict=True))
+    assert torch.equal(rainy, torch.stack([pair[0] for pair in expected]))
+    assert torch.equal(clean, torch.stack([pair[1] for pair in expected]))
+
+
+def sum_of_patches(data: DerainDataset, results: multiprocessing.Queue) -> None:
+    results.put((os.getpid(), float(sum(rainy.double().sum() for rainy, _ in (data[i] for i in range(len(data)))))))
+
+
+def test_several_processes_at_once(folder: Path) -> None:
+    data = DerainDataset(prepare(folder, log=quiet), 32, 16)
+    data[0]
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [context.Process(target=sum_of_patches, args=(data, results)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=100) for _ in processes]
+    for process in processes:
+        process.join(100)
+    assert len({pid for pid, _ in found}) == 3
+    assert len({total for _, total in found}) == 1
+
+
+# ---------------------------------------------------------------- the validation split
+
+
+def test_the_split_is_by_background(tmp_path: Path) -> None:
+    """Six rains on each of five backgrounds, one of them seen only in overlapping crops."""
+    folder = tmp_path / "set"
+    tall = scene(500, 96, 72)[1]
+    for number in range(1, 31):
+        background = (number - 1) // 6
+        clean = scene(background, 64, 72)[1] if background else tall[5 * number : 5 * number + 64]
+        write(folder / f"norain-{number}.png", clean)
+        write(folder / f"rain-{number}.png", np.minimum(255, clean.astype(int) + number).astype(np.uint8))
+    backgrounds = DerainDataset(prepare(folder, log=quiet), 32, 32).backgrounds
+    assert [len(set(backgrounds[i : i + 6])) for i in range(0, 30, 6)] == [1] * 5
+    assert len(set(backgrounds)) == 5
+    training, validation = split_by_background(backgrounds, 8, seed=3)
+    assert len(validation) == 12  # whole backgrounds, at least 8 pairs
+    assert sorted(training + validation) == list(range(30))
+    assert set(backgrounds[training]).isdisjoint(backgrounds[validation])
+    assert split_by_background(backgrounds, 8, seed=3) == (training, validation)
+    assert any(split_by_background(backgrounds, 8, seed=s)[1] != validation for s in range(10))
+    with pytest.raises(InputError, match="leaves no background"):
+        split_by_background(backgrounds, 30, seed=0)

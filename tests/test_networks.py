@@ -1,0 +1,205 @@
+"""The network is the paper's: its size, its published keys, its arithmetic, its reach."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import plain_dargnet
+import pytest
+import torch
+
+from networks import DARGNet, convert_state_dict, derain, load_network
+
+
+@pytest.fixture(scope="module")
+def network() -> DARGNet:
+    """A DARGNet with numbers of a sensible size, in eval mode."""
+    network = DARGNet()
+    network.load_state_dict(convert_state_dict(plain_dargnet.random_published_state(1)))
+    return network.eval()
+
+
+def test_parameter_count() -> None:
+    ours = sum(p.numel() for p in DARGNet().parameters())
+    assert ours == 387_495  # every number that a layer uses
+    stored = sum(torch.Size(shape).numel() for shape in plain_dargnet.published_shapes().values())
+    assert (stored, len(plain_dargnet.published_shapes())) == (ours + 1, 170)
+
+
+def test_operation_count() -> None:
+    macs = 0
+
+    def count(module: torch.nn.Conv2d, _inputs: tuple, output: torch.Tensor) -> None:
+        nonlocal macs
+        macs += output.numel() * module.weight[0].numel()
+
+    network = DARGNet()
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(count)
+    network(torch.zeros(1, 3, 8, 8))
+    assert macs / 64 * 481 * 321 / 1e9 == pytest.approx(62.69, abs=0.005)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 13), (40, 33)])
+def test_any_size_goes_in_and_comes_out(network: DARGNet, size: tuple[int, int]) -> None:
+    assert network(torch.rand(2, 3, *size)).shape == (2, 3, *size)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 1, 8, 8), (1, 4, 8, 8)])
+def test_other_shapes_are_refused(network: DARGNet, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="N, 3, H, W"):
+        network(torch.zeros(shape))
+
+
+def test_published_state_gives_the_plain_formulation(tmp_path: Path) -> None:
+    state = plain_dargnet.random_published_state()
+    torch.save(state, tmp_path / "published.pth")
+    network = load_network(tmp_path / "published.pth")
+    rainy = torch.rand(2, 3, 37, 45, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = plain_dargnet.dargnet(state, rainy)
+        assert expected.std() > 0.05  # numbers in which an error would show
+        torch.testing.assert_close(network(rainy), expected, rtol=0, atol=1e-5)
+
+
+def test_every_published_tensor_matters() -> None:
+    """Each tensor of the key table reaches its own place: changing it alone changes the output, but PR.weight."""
+    state = plain_dargnet.random_published_state(2)
+    rainy = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    network = DARGNet()
+    for key in state:
+        changed = state | {key: state[key] + 0.05}
+        network.load_state_dict(convert_state_dict(changed))
+        with torch.no_grad():
+            torch.testing.assert_close(network(rainy), plain_dargnet.dargnet(changed, rainy), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("form", ["ours", "published", "data parallel", "training state"])
+def test_load_network_takes(tmp_path: Path, form: str, network: DARGNet) -> None:
+    state = network.state_dict()
+    content = {
+        "ours": state,
+        "published": plain_dargnet.random_published_state(1),
+        "data parallel": {f"module.{k}": v for k, v in state.items()},
+        "training state": {"model": state, "step": 3, "settings": {"lr": 0.001}},
+    }[form]
+    torch.save(content, tmp_path / "weights.pth")
+    loaded = load_network(tmp_path / "weights.pth")
+    assert not loaded.training
+    for key, value in loaded.state_dict().items():
+        assert torch.equal(value, state[key])
+
+
+def test_load_network_builds_the_size_in_the_file(tmp_path: Path) -> None:
+    small = DARGNet(channels=8, groups=2)
+    torch.save(small.state_dict(), tmp_path / "small.pth")
+    loaded = load_network(tmp_path / "small.pth")
+    assert len(loaded.groups) == 2
+    assert loaded.head[0].out_channels == 8
+
+
+def _break(state: dict[str, torch.Tensor], how: str) -> object:
+    first = next(iter(state))
+    return {
+        "missing": {k: v for k, v in state.items() if k != first},
+        "unknown": state | {"extra.weight": torch.zeros(1)},
+        "shape": state | {first: torch.zeros(32, 3, 5, 5)},
+        "foreign": {"encoder.0.weight": torch.zeros(4, 4)},
+        "list": [1, 2, 3],
+        "empty": {},
+    }[how]
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("missing", r"missing head\.0\.weight"),
+        ("unknown", r"unknown extra\.weight"),
+        ("shape", r"head\.0\.weight is \(32, 3, 5, 5\), not \(32, 3, 3, 3\)"),
+        ("foreign", "missing .* more"),
+        ("list", "no state dict"),
+        ("empty", "no state dict"),
+    ],
+)
+def test_foreign_weights_are_refused_with_the_differences(tmp_path: Path, how: str, message: str) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(_break(DARGNet().state_dict(), how), path)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_network(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+class Malicious:
+    """Unpickling this would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("writer", ["torch", "pickle"])
+def test_a_checkpoint_cannot_run_code(tmp_path: Path, writer: str) -> None:
+    trap, path = tmp_path / "trap", tmp_path / "weights.pth"
+    content = {"conv1.0.weight": Malicious(trap)}
+    if writer == "torch":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(ValueError, match="not a readable weights file"):
+        load_network(path)
+    assert not trap.exists()
+
+
+def test_damaged_and_missing_weights(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(DARGNet().state_dict(), path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"weights\.pth: not a readable"):
+        load_network(path)
+    with pytest.raises(FileNotFoundError, match=r"none\.pth"):
+        load_network(tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize(("channels", "groups", "radius"), [(32, 5, 60), (4, 1, 16), (4, 2, 27)])
+def test_receptive_field_is_exact(channels: int, groups: int, radius: int) -> None:
+    """The gradient of the middle pixel reaches `radius` pixels in every direction, and not one further."""
+    torch.manual_seed(0)
+    network = DARGNet(channels, groups).double()
+    for parameter in network.parameters():  # nothing may cancel
+        parameter.data.abs_()
+    assert network.receptive_field_radius == radius
+    side = 2 * radius + 5
+    rainy = torch.rand(1, 3, side, side, dtype=torch.float64, requires_grad=True)
+    network(rainy)[0, :, side // 2, side // 2].sum().backward()
+    seen = rainy.grad[0].abs().sum(0) > 0
+    rows, columns = torch.nonzero(seen.any(1))[:, 0], torch.nonzero(seen.any(0))[:, 0]
+    for line in (rows, columns):
+        assert (line.min().item(), line.max().item()) == (side // 2 - radius, side // 2 + radius)
+
+
+@pytest.mark.parametrize("tile", [48, 64, 100])
+@pytest.mark.parametrize("size", [(150, 201), (64, 130), (129, 65)])
+def test_tiled_equals_whole_at_every_border(network: DARGNet, size: tuple[int, int], tile: int) -> None:
+    rainy = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(3))
+    whole, tiled = derain(network, rainy), derain(network, rainy, tile)
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
+
+
+def test_a_halo_of_the_radius_is_needed(network: DARGNet) -> None:
+    """Were the halo cut short the tiles would differ: the test above can fail."""
+    rainy = torch.rand(1, 3, 40, 200, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        whole, short = network(rainy), network(rainy[..., :110])
+    assert (whole[..., :100] - short[..., :100]).abs().max() > 1e-4
+
+
+def test_batched_equals_single(network: DARGNet) -> None:
+    rainy = torch.rand(3, 3, 50, 60, generator=torch.Generator().manual_seed(5))
+    batched = derain(network, rainy)
+    single = torch.cat([derain(network, image[None]) for image in rainy])
+    torch.testing.assert_close(batched, single, rtol=0, atol=1e-5)

@@ -1,0 +1,115 @@
+"""The stand-in: seeded, labelled, physically plain, and like the real sets in its statistics."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import scene, write
+
+from datasets import synthesize
+from DerainDataset import find_pairs, read_pair
+from utils import InputError
+
+# Of the real sets' layers: share of pixels with rain, mean, 95th and 99th percentile in grey levels.
+REAL = {"light": (0.35, 5.9, 35, 69), "heavy": (0.90, 50, 120, 151)}
+
+
+@pytest.mark.parametrize("kind", ["light", "heavy"])
+def test_statistics_are_near_the_real_sets(kind: str) -> None:
+    random = np.random.RandomState(0)
+    layers = [np.round(synthesize.rain_layer(160, 240, kind, random)) for _ in range(60)]
+    found = np.mean([((x > 0).mean(), x.mean(), *np.percentile(x, [95, 99])) for x in layers], axis=0)
+    assert found == pytest.approx(REAL[kind], rel=0.35)
+    assert all(x.min() >= 0 and x.max() <= synthesize.KINDS[kind].cap for x in layers)
+
+
+def test_a_streak_points_where_it_should() -> None:
+    vertical = synthesize.streak(90, 30, 0.6, 20)
+    assert vertical.sum(axis=1).astype(bool).sum() > 3 * (vertical.max(axis=0) > 0.05).sum()
+    leaning = synthesize.streak(60, 30, 0.6, 20)  # like a slash
+    centre = leaning.shape[0] // 2
+    assert leaning[centre - 9, centre + 5] > 0.3
+    assert leaning[centre - 9, centre - 5] < 1e-6
+    for picture in (vertical, leaning):
+        assert np.allclose(picture, picture[::-1, ::-1])
+        assert picture[centre, centre] == picture.max() == 1
+
+
+def test_a_seed_names_one_set(tmp_path: Path) -> None:
+    photographs = [("one", scene(1)[1]), ("two", scene(2)[1])]
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        synthesize.write_set(tmp_path / name, photographs, "heavy", 2, seed)
+    images = {n: [read_pair(pair)[0] for pair in find_pairs(tmp_path / n)] for n in "abc"}
+    assert np.array_equal(images["a"], images["b"])
+    assert not np.array_equal(images["a"], images["c"])
+
+
+def test_a_layer_is_the_same_everywhere() -> None:
+    """Sums of a layer of this generator version; other numbers mean another VERSION."""
+    layer = synthesize.rain_layer(64, 64, "heavy", np.random.RandomState(0))
+    assert synthesize.VERSION == 1
+    assert (layer.sum(), layer[10, 20], layer[40, 50]) == pytest.approx((93387.292271, 41.409101, 6.231825), rel=1e-6)
+
+
+def test_rain_is_one_grey_layer_that_only_brightens(tmp_path: Path) -> None:
+    clean = scene(3)[1] // 2
+    synthesize.write_set(tmp_path / "set", [("dark", clean)], "light", 2, 0)
+    for pair in find_pairs(tmp_path / "set"):
+        rainy, found = read_pair(pair)
+        assert np.array_equal(found, clean)
+        added = rainy.astype(int) - clean
+        assert added.min() >= 0
+        open_pixels = rainy.max(axis=2) < 255
+        assert (np.ptp(added, axis=2)[open_pixels] == 0).all()
+        assert added.max() > 10
+
+
+def test_sets_say_that_they_are_synthetic(tmp_path: Path) -> None:
+    synthesize.write_set(tmp_path / "set", [("one", scene(1)[1])], "light", 1, 0)
+    assert synthesize.synthetic_label(tmp_path / "set") == "synthetic light rain"
+    assert json.loads((tmp_path / "set/synthetic.json").read_text())["synthetic"] is True
+    assert synthesize.synthetic_label(tmp_path) is None
+    (tmp_path / "synthetic.json").write_text("[1]")
+    assert synthesize.synthetic_label(tmp_path) is None
+
+
+def test_the_stand_in_is_made_once_and_made_whole(tmp_path: Path) -> None:
+    out = synthesize.stand_in("light", tmp_path)
+    pairs = find_pairs(out)
+    assert len(pairs) == 12
+    for pair in pairs:
+        height, width, _ = read_pair(pair)[0].shape
+        assert height <= 321
+        assert width <= 481
+    before = (out / "rainy/rain-001.png").stat().st_mtime_ns
+    assert synthesize.stand_in("light", tmp_path) == out
+    assert (out / "rainy/rain-001.png").stat().st_mtime_ns == before
+    marker = json.loads((out / "synthetic.json").read_text())
+    (out / "synthetic.json").write_text(json.dumps(marker | {"generator": 0}))  # an older generator's
+    synthesize.stand_in("light", tmp_path)
+    assert (out / "rainy/rain-001.png").stat().st_mtime_ns != before
+    assert [p.name for p in tmp_path.iterdir()] == ["synthetic_light"]
+
+
+def test_a_folder_of_somebody_elses_is_never_replaced(tmp_path: Path) -> None:
+    write(tmp_path / "mine/holiday.png", scene(1)[1])
+    with pytest.raises(InputError, match="mine: exists and is no synthetic set"):
+        synthesize.write_set(tmp_path / "mine", [("one", scene(1)[1])], "light", 1, 0)
+    assert (tmp_path / "mine/holiday.png").exists()
+    with pytest.raises(InputError, match="no photograph"):
+        synthesize.write_set(tmp_path / "new", [], "light", 1, 0)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+def test_training_and_test_photographs_are_different() -> None:
+    train, test = synthesize.free_photographs("train"), synthesize.free_photographs("test")
+    assert set(train).isdisjoint(test)
+    for photograph in [*train.values(), *test.values()]:
+        assert photograph.dtype == np.uint8
+        assert photograph.ndim == 3
+        assert photograph.shape[2] == 3
+    thumbnails = [image[::8, ::8].tobytes() for image in [*train.values(), *test.values()]]
+    assert len(set(thumbnails)) == len(thumbnails)

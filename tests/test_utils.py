@@ -1,0 +1,231 @@
+"""Images of every kind in and out, the command line, files that are whole or not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import scene, write
+
+from utils import (
+    InputError,
+    Picture,
+    atomic_path,
+    choose_device,
+    environment,
+    parse_settings,
+    quantize,
+    read_picture,
+    read_rgb,
+    run_script,
+    setting,
+    to_image,
+    to_tensor,
+    write_atomically,
+    write_json,
+    write_picture,
+)
+
+RGB = scene(5, 24, 33)[0]
+GREY = np.repeat(RGB[..., :1], 3, axis=2)
+ALPHA = np.arange(24 * 33, dtype=np.uint8).reshape(24, 33)
+DEEP = (RGB.astype(np.uint16) << 8) | RGB[..., ::-1]
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        Picture(RGB),
+        Picture(GREY, grey=True),
+        Picture(RGB, ALPHA),
+        Picture(DEEP),
+        Picture(DEEP, ALPHA.astype(np.uint16) * 257),
+        Picture(np.repeat(DEEP[..., :1], 3, axis=2), grey=True),
+        Picture(RGB[:1, :1]),
+    ],
+    ids=["colour", "grey", "alpha", "16 bit", "16 bit alpha", "16 bit grey", "1x1"],
+)
+@pytest.mark.parametrize("name", ["plain.png", "mit Leerzeichen & Ümläuten.png", "雨の写真.png", "%d [1] 'x'.png"])
+def test_pictures_come_back_as_they_were(tmp_path: Path, picture: Picture, name: str) -> None:
+    path = tmp_path / "été" / name
+    write_picture(path, picture)
+    found = read_picture(path)
+    assert found.rgb.dtype == picture.rgb.dtype
+    assert np.array_equal(found.rgb, picture.rgb)
+    assert found.grey == picture.grey
+    assert (found.alpha is None) == (picture.alpha is None)
+    assert found.alpha is None or np.array_equal(found.alpha, picture.alpha)
+    assert [p.name for p in path.parent.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".webp", ".jpg", ".ppm"])
+def test_formats(tmp_path: Path, suffix: str) -> None:
+    found = read_rgb(write(tmp_path / f"image{suffix}", RGB))
+    assert found.shape == RGB.shape
+    if suffix in (".png", ".bmp", ".tif", ".ppm"):
+        assert np.array_equal(found, RGB)
+
+
+def test_a_jpegs_exif_rotation_is_obeyed(tmp_path: Path) -> None:
+    path = write(tmp_path / "photo.jpg", RGB)
+    data = path.read_bytes()
+    # An EXIF block with one entry: orientation 6, turn right by 90 degrees.
+    tiff = b"II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\x01\x00\x00\x00\x06\x00\x00\x00\x00\x00\x00\x00"
+    exif = b"Exif\x00\x00" + tiff
+    path.write_bytes(data[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + data[2:])
+    upright = read_rgb(write(tmp_path / "plain.jpg", RGB))
+    assert np.array_equal(read_rgb(path), np.rot90(upright, -1))
+
+
+def test_read_rgb_brings_16_bits_to_8(tmp_path: Path) -> None:
+    write_picture(tmp_path / "deep.png", Picture(RGB.astype(np.uint16) * 257, ALPHA.astype(np.uint16)))
+    assert np.array_equal(read_rgb(tmp_path / "deep.png"), RGB)
+
+
+@pytest.mark.parametrize(
+    "kind", ["missing", "empty", "text", "folder", "png cut", "png cut early", "jpg cut", "tif cut", "float"]
+)
+def test_what_is_no_picture_is_refused_in_one_line(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"bad.{'jpg' if 'jpg' in kind else 'tif' if kind in ('tif cut', 'float') else 'png'}"
+    if kind == "empty":
+        path.touch()
+    elif kind == "text":
+        path.write_text("I am a picture")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "float":
+        write(path, RGB.astype(np.float32))
+    elif "cut" in kind:
+        data = write(path, RGB).read_bytes()
+        path.write_bytes(data[: 60 if "early" in kind else len(data) * 2 // 3])
+    with pytest.raises(InputError) as caught:
+        read_picture(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_quantize_rounds_and_truncates() -> None:
+    values = np.array([-0.2, 0, 1.4 / 255, 1.6 / 255, 254.9 / 255, 1.3], np.float32)
+    assert quantize(values).tolist() == [0, 0, 1, 2, 255, 255]
+    assert quantize(values, mode="truncate").tolist() == [0, 0, 1, 1, 254, 255]
+    assert quantize(values[4:], np.uint16).tolist() == [round(254.9 * 257), 65535]
+
+
+def test_every_level_survives_the_tensor() -> None:
+    levels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    for mode in ("round", "truncate"):
+        assert np.array_equal(quantize(to_image(to_tensor(levels)), mode=mode), levels)
+    deep = np.arange(65536, dtype=np.uint16).repeat(3).reshape(256, 256, 3)
+    assert np.array_equal(quantize(to_image(to_tensor(deep)), np.uint16), deep)
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    write_atomically(path, "old")
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half of the n")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    with pytest.raises(TypeError):
+        write_json(path, {"x": object()})
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["result.json"]  # noqa: PTH208
+
+
+def test_json_is_strict(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"psnr": math.inf, "path": Path("a/b"), "list": (1, math.nan)})
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    found = json.loads((tmp_path / "x.json").read_text(), parse_constant=refuse)
+    assert found == {"psnr": None, "path": "a/b", "list": [1, None]}
+
+
+# ---------------------------------------------------------------- the command line
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    count: int = setting(3, "how many (100 % of them)")
+    fast: bool = setting(False, "hurry")
+    steps: tuple[int, ...] = setting((1, 2), "when")
+    limit: int | None = setting(None, "at most")
+    kind: str = setting("a", "which", ("a", "b"))
+    constant: str = "not a flag"
+
+
+def test_settings_from_the_command_line() -> None:
+    assert parse_settings(Example, "", []) == Example()
+    found = parse_settings(Example, "", ["--count", "5", "--fast", "--steps", "7", "9", "--limit", "4", "--kind", "b"])
+    assert found == Example(count=5, fast=True, steps=(7, 9), limit=4, kind="b")
+    assert parse_settings(Example, "", ["--no-fast"]).fast is False
+
+
+@pytest.mark.parametrize("arguments", [["--coun", "5"], ["--fast", "False"], ["--kind", "c"], ["--constant", "x"]])
+def test_flags_do_not_lie(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_settings(Example, "", arguments)
+    assert caught.value.code == 2
+    assert "error" in capsys.readouterr().err
+
+
+def test_help_shows_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_settings(Example, "What it does.", ["--help"])
+    shown = capsys.readouterr().out
+    for text in ("What it does.", "(default: 3)", "--no-fast", "(default: 1 2)", "100 %"):
+        assert text in shown
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(InputError("x.png: remove it"), 2), (OSError(28, "No space"), 2), (KeyboardInterrupt(), 130)]
+)
+def test_run_script_ends_in_one_line(
+    error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(_settings: Example) -> None:
+        raise error
+
+    monkeypatch.setattr("sys.argv", ["script"])
+    with pytest.raises(SystemExit) as caught:
+        run_script(run, Example, "")
+    assert caught.value.code == status
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_programming_fault_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(_settings: Example) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("sys.argv", ["script"])
+    with pytest.raises(ZeroDivisionError):
+        run_script(run, Example, "")
+
+
+# ---------------------------------------------------------------- devices
+
+
+def test_devices() -> None:
+    assert choose_device("cpu").type == "cpu"
+    assert choose_device("auto").type in ("cpu", "cuda", "mps")
+    for name in ("gpu", "cuda:99", ""):
+        with pytest.raises(InputError, match="--device"):
+            choose_device(name)
+
+
+def test_environment_is_plain() -> None:
+    found = environment(torch.device("cpu"))
+    assert {"python", "torch", "torchvision", "cv2", "skimage", "device_name", "commit"} <= set(found)
+    json.dumps(found, allow_nan=False)
+    assert cv2.__version__ == found["cv2"]
