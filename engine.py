@@ -72,6 +72,13 @@ def train(settings: TrainSettings) -> None:
     per epoch and per validation), settings.json, environment.json and TensorBoard's files.
     """
     check_settings(settings)
+    if not settings.data_path.is_dir():
+        synthetic = f"datasets/train/synthetic_{settings.rain}"
+        raise InputError(
+            f"{settings.data_path}: no such folder; datasets/README.md says how to get the data sets. To train on "
+            f"synthetic rain: python datasets/synthesize.py --rain {settings.rain} --out {synthetic} "
+            f"&& python {settings.script} --data_path {synthetic}"
+        )
     device = choose_device(settings.device)
     set_seed(settings.seed)
     packed = prepare(settings.data_path, strict=settings.strict)
@@ -225,7 +232,7 @@ def evaluate(settings: EvalSettings) -> None:
     data_path = settings.data_path or default_data(settings)
     pairs: Sequence[Pair | Path] = find_rainy(data_path) if settings.pairs is None else find_pairs(data_path)
     label = data_set_label(settings, data_path, len(pairs))
-    default_name = settings.name if label == settings.name else data_path.resolve().name
+    default_name = data_path.resolve().name if settings.pairs and label != settings.name else settings.name
     save_path = settings.save_path or Path("results") / default_name
     outputs = report.output_paths(save_path, pairs)
     weights = weights_file(settings.logdir)

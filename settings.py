@@ -43,6 +43,9 @@ class TrainSettings:
     )
     save_minutes: float = setting(5.0, "minutes between training states, beside each epoch's end")
 
+    script: str = ""  # the train script's name, for messages
+    rain: str = "heavy"  # the kind of synthetic rain nearest to the data set
+
     # These may differ between the parts of a run that was stopped and resumed.
     FREE = (
         *("data_path", "save_path", "epochs", "max_steps"),

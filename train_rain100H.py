@@ -20,6 +20,8 @@ from utils import run_script, setting
 class Settings(TrainSettings):
     data_path: Path = setting(Path("datasets/train/RainTrainH"), "folder of training pairs")
     save_path: Path = setting(Path("logs/train_Rain100H"), "folder for weights, training state and logs")
+    script: str = "train_rain100H.py"
+    rain: str = "heavy"
     strict: bool = setting(True, "of RainTrainH use only the 1,254 images without test backgrounds")
 
 

@@ -20,6 +20,8 @@ from utils import run_script, setting
 class Settings(TrainSettings):
     data_path: Path = setting(Path("datasets/train/RainTrainL"), "folder of training pairs")
     save_path: Path = setting(Path("logs/train_Rain100L"), "folder for weights, training state and logs")
+    script: str = "train_rain100L.py"
+    rain: str = "light"
     flip: bool = setting(True, "double the patches by left-right mirror images")  # 200 pairs give 3,000 without
 
 

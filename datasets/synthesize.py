@@ -26,7 +26,6 @@ import skimage.data
 
 if __name__ == "__main__":  # run as a file, Python looks for modules in datasets/ only
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    sys.path.remove(str(Path(__file__).resolve().parent))
 
 from DerainDataset import list_images
 from utils import InputError, Picture, read_rgb, run_script, setting, write_json, write_picture

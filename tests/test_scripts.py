@@ -1,0 +1,311 @@
+"""The six scripts as a user runs them: real commands with tiny settings, on images that the tests make."""
+
+from __future__ import annotations
+
+import csv
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SCRIPTS, scene, write, write_pairs
+
+from DerainDataset import find_pairs
+from networks import DARGNet, load_network
+from SSIM import image_metrics
+from utils import Picture, read_picture, read_rgb, sha256_of, write_picture
+
+TINY_TRAINING = (
+    *("--patch_size", "32", "--stride", "16", "--batch_size", "2", "--max_steps", "2"),
+    *("--workers", "1", "--device", "cpu"),
+)
+TEST_SCRIPTS = [script for script in SCRIPTS if script.startswith("test_")]
+Command = Callable[..., "object"]
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """Weights of a tiny DARGNet, in a folder as --logdir takes it."""
+    torch.manual_seed(0)
+    (tmp_path / "my_logs").mkdir()
+    torch.save(DARGNet(channels=4, groups=1).state_dict(), tmp_path / "my_logs/net_latest.pth")
+    return tmp_path / "my_logs"
+
+
+def refused(result: object, *texts: object) -> None:
+    """The command ended with one clear line that has all of `texts`, a non-zero status and no traceback."""
+    assert result.returncode == 2, result.stdout + result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    for text in texts:
+        assert str(text) in errors[0]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert caught.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    flags = ["data_path", "save_path", "device", "precision"]
+    if script.startswith("train_"):
+        flags += ["epochs", "batch_size", "lr", "milestones", "patch_size", "stride", "workers"]
+        flags += ["seed", "max_steps", "resume"]
+    else:
+        flags += ["logdir", "quantize", "tile"]
+    for flag in flags:
+        assert f"--{flag} " in shown
+    assert shown.count("(default: ") >= len(flags) - 1  # --max_steps has none
+
+
+# ---------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize(("script", "patches"), [("train_rain100H.py", 27), ("train_rain100L.py", 54)])
+def test_each_train_script_trains(command: Command, tmp_path: Path, script: str, patches: int) -> None:
+    write_pairs(tmp_path / "pairs", 3)
+    result = command(script, "--data_path", "pairs", "--save_path", "run", *TINY_TRAINING)
+    assert result.returncode == 0, result.stderr
+    assert f"{patches} patches of 3 pairs" in result.stdout
+    run = tmp_path / "run"
+    network, fresh = load_network(run / "net_latest.pth"), DARGNet()
+    assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in fresh.parameters())
+    state = torch.load(run / "state_latest.pth", weights_only=True)
+    assert state["step"] == 2
+    assert {"model", "optimizer", "settings"} <= set(state)
+    begin, epoch = (json.loads(line) for line in (run / "log.jsonl").read_text().splitlines())
+    assert begin["settings"]["patch_size"] == 32
+    assert begin["environment"]["torch"] == torch.__version__
+    assert epoch["step"] == 2
+    assert np.isfinite([epoch["loss"], epoch["psnr_rgb"], epoch["lr"]]).all()
+    assert epoch["loss"] == pytest.approx(epoch["l1"] + epoch["ssim_loss"], abs=1e-5)
+    assert list((run / "tensorboard").glob("events*"))
+    again = command("test_Rain12.py", "--data_path", "pairs", "--logdir", "run", "--save_path", "out")
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize("kind", ["light", "heavy"])
+def test_training_without_data_says_what_to_do(inline: Command, tmp_path: Path, kind: str) -> None:
+    script = f"train_rain100{kind[0].upper()}.py"
+    result = inline(script)
+    refused(result, "datasets/train/RainTrain", "datasets/README.md", f"--rain {kind}", f"python {script} --data_path")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_for_synthetic_training_works(inline: Command, tmp_path: Path) -> None:
+    write(tmp_path / "photos/a.png", scene(1)[1])
+    out = "datasets/train/synthetic_light"
+    arguments = ("--rain", "light", "--photos", "photos", "--layers", "2", "--out", out)
+    result = inline("datasets/synthesize.py", *arguments)
+    assert result.returncode == 0, result.stderr
+    result = inline("train_rain100L.py", "--data_path", out, "--save_path", "run", *TINY_TRAINING)
+    assert result.returncode == 0, result.stderr
+    assert "2 pairs" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--lr", "0"), "--lr 0.0: must be above 0"),
+        (("--ema", "1"), "--ema 1.0"),
+        (("--device", "cuda:77"), "--device cuda:77"),
+        (("--patch_size", "500"), "smaller than a 500 patch"),
+        (("--validation", "99"), "holding out 99 of 2 pairs"),
+    ],
+)
+def test_training_refuses_senseless_settings(
+    inline: Command, tmp_path: Path, arguments: tuple[str, ...], text: str
+) -> None:
+    write_pairs(tmp_path / "pairs", 2)
+    refused(inline("train_rain100L.py", "--data_path", "pairs", "--save_path", "run", *TINY_TRAINING, *arguments), text)
+    assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------- testing
+
+
+@pytest.mark.parametrize("script", TEST_SCRIPTS[:3])
+def test_each_test_script_measures(command: Command, tmp_path: Path, weights: Path, script: str) -> None:
+    write_pairs(tmp_path / "pairs", 3)
+    result = command(script, "--data_path", "pairs", "--logdir", weights, "--save_path", "out")
+    assert result.returncode == 0, result.stderr
+    out = tmp_path / "out"
+    names = ["rain-001.png", "rain-002.png", "rain-003.png"]
+    assert sorted(p.name for p in out.iterdir()) == [*names, "results.csv", "results.json"]
+    rows = list(csv.DictReader((out / "results.csv").open()))
+    assert [row["image"] for row in rows] == names
+    for row, number in zip(rows, (1, 2, 3), strict=True):
+        rainy, clean = scene(number)
+        for metric, value in image_metrics(read_rgb(out / row["image"]), clean).items():
+            assert float(row[metric]) == pytest.approx(value, rel=1e-12)  # measured on the saved image
+        assert float(row["input_psnr_y"]) == pytest.approx(image_metrics(rainy, clean)["psnr_y"])
+        assert float(row["milliseconds"]) > 0
+    summary = json.loads((out / "results.json").read_text())
+    assert summary["weights"]["sha256"] == sha256_of(weights / "net_latest.pth")
+    assert "PReNet" in summary["protocol"]
+    assert summary["environment"]["torch"] == torch.__version__
+    # Three pairs are no Rain100: the label says so everywhere, and no reference stands beside them.
+    name = script.removeprefix("test_").removesuffix(".py")
+    label = f"pairs (3 pairs), not {name}"
+    assert summary["data_set"]["name"] == label
+    assert {row["data_set"] for row in rows} == {label}
+    mean = np.mean([float(row["psnr_y"]) for row in rows])
+    assert f"this run ({label})" in result.stdout
+    assert f"{mean:.3f}" in result.stdout
+    assert summary["means"][f"this run ({label})"]["psnr_y"] == pytest.approx(mean)
+    assert "authors" not in result.stdout
+
+
+def test_the_whole_rain12_shows_its_reference_and_its_unseen_images(
+    inline: Command, tmp_path: Path, weights: Path
+) -> None:
+    write_pairs(tmp_path / "datasets/test/Rain12", 12)
+    result = inline("test_Rain12.py", "--logdir", weights)
+    assert result.returncode == 0, result.stderr
+    rows = list(csv.DictReader((tmp_path / "results/Rain12/results.csv").open()))
+    unseen = np.mean([float(row["psnr_y"]) for row in rows[8:]])
+    line = next(line for line in result.stdout.splitlines() if "4 images RainTrainL lacks" in line)
+    assert f"{unseen:.3f}" in line
+    line = next(line for line in result.stdout.splitlines() if "authors' released outputs" in line)
+    assert line.split()[-4:] == ["36.822", "0.9618", "-", "-"]
+    assert "synthetic" not in result.stdout
+
+
+@pytest.mark.parametrize("script", TEST_SCRIPTS)
+def test_without_data_the_labelled_stand_in_is_used(
+    inline: Command, tmp_path: Path, weights: Path, script: str
+) -> None:
+    result = inline(script, "--logdir", weights)
+    assert result.returncode == 0, result.stderr
+    name = script.removeprefix("test_").removesuffix(".py")
+    first = result.stdout.splitlines()[0]
+    for text in (f"datasets/test/{name} is missing", "datasets/README.md", "stand-in of synthetic"):
+        assert text in first
+    kind = "light" if name in ("Rain100L", "Rain12") else "heavy"
+    out = tmp_path / ("results/real" if name == "real" else f"results/synthetic_{kind}")
+    rows = list(csv.DictReader((out / "results.csv").open()))
+    assert len(rows) == 12
+    assert all(row["data_set"].startswith(f"synthetic {kind} rain") for row in rows)
+    summary = json.loads((out / "results.json").read_text())
+    assert summary["data_set"]["name"].startswith(f"synthetic {kind} rain")
+    for line in result.stdout.splitlines():
+        if line.startswith(("this run", "rainy input")):
+            assert f"(synthetic {kind} rain, not {name})" in line
+    assert "authors" not in result.stdout
+
+
+def test_quantize_precision_and_tile(inline: Command, tmp_path: Path, weights: Path) -> None:
+    write_pairs(tmp_path / "pairs", 1, height=90, width=120)
+
+    common = ("--data_path", "pairs", "--logdir", weights)
+
+    def derained(*arguments: str) -> np.ndarray:
+        result = inline("test_Rain12.py", "--data_path", "pairs", "--logdir", weights, "--save_path", "out", *arguments)
+        assert result.returncode == 0, result.stderr
+        return read_rgb(tmp_path / "out/rain-001.png").astype(int)
+
+    whole = derained("--tile", "off")
+    assert np.abs(derained("--tile", "32") - whole).max() <= 1
+    truncated = derained("--quantize", "truncate")
+    assert set(np.unique(whole - truncated)) == {0, 1}
+    half = derained("--precision", "bf16")
+    assert 0 < np.abs(half - whole).max() <= 8
+    refused(inline("test_Rain12.py", *common, "--tile", "big"), "--tile big")
+
+
+def test_real_pictures_keep_their_kind_and_one_bad_one_stops_nothing(
+    inline: Command, tmp_path: Path, weights: Path
+) -> None:
+    rgb = scene(1, 40, 50)[0]
+    deep, alpha = rgb.astype(np.uint16) * 257, np.arange(2000, dtype=np.uint8).reshape(40, 50)
+    photos = tmp_path / "photos"
+    write_picture(photos / "grey.png", Picture(np.repeat(rgb[..., :1], 3, axis=2), grey=True))
+    write_picture(photos / "alpha.png", Picture(rgb, alpha))
+    write_picture(photos / "deep.png", Picture(deep))
+    write(photos / "été 雨.jpg", rgb)
+    write(photos / "twice.png", rgb)
+    write(photos / "twice.bmp", rgb)
+    write(photos / "pixel.png", rgb[:1, :1])
+    (photos / "broken.png").write_bytes(b"\x89PNG nothing")
+    result = inline("test_real.py", "--data_path", "photos", "--logdir", weights, "--save_path", "out")
+    refused(result, "1 of 8 images were refused")
+    assert "broken.png: the image is cut off" in result.stderr
+    out = tmp_path / "out"
+    expected = {"grey", "alpha", "deep", "été 雨", "twice.png", "twice.bmp", "pixel"}
+    assert {p.stem for p in out.glob("*.png")} == expected
+    assert read_picture(out / "grey.png").grey
+    assert np.array_equal(read_picture(out / "alpha.png").alpha, alpha)
+    assert read_picture(out / "deep.png").rgb.dtype == np.uint16
+    assert len(list(csv.DictReader((out / "results.csv").open()))) == 7
+    assert "broken.png" in json.loads((out / "results.json").read_text())["refused"][0]
+
+
+def test_one_real_picture(command: Command, tmp_path: Path, weights: Path) -> None:
+    write(tmp_path / "holiday.jpg", scene(1)[0])
+    result = command("test_real.py", "--data_path", "holiday.jpg", "--logdir", weights)
+    assert result.returncode == 0, result.stderr
+    assert read_rgb(tmp_path / "results/real/holiday.png").shape == (64, 72, 3)
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def _spoil(folder: Path, how: str) -> tuple[str, ...]:
+    """Spoil a data set; returns what the error has to name."""
+    if how == "missing folder":
+        return ("nowhere",)
+    if how == "unpaired":
+        (folder / "norain-002.png").unlink()
+        return ("rain-002.png", "norain-002.png")
+    if how == "size":
+        write(folder / "norain-002.png", scene(2, 40, 40)[1])
+        return ("rain-002.png", "norain-002.png", "40x40")
+    path = folder / "rainy/rain-002.png"
+    path.write_bytes(path.read_bytes()[:300] if how == "cut off" else b"words")
+    return ("rain-002.png",)
+
+
+@pytest.mark.parametrize("how", ["missing folder", "unpaired", "size", "cut off", "text"])
+@pytest.mark.parametrize("script", ["test_Rain100L.py", "train_rain100L.py"])
+def test_bad_data_gets_one_line(inline: Command, tmp_path: Path, weights: Path, script: str, how: str) -> None:
+    texts = _spoil(write_pairs(tmp_path / "pairs", 2), how)
+    data = "nowhere" if how == "missing folder" else "pairs"
+    arguments = TINY_TRAINING if script.startswith("train") else ("--logdir", weights)
+    refused(inline(script, "--data_path", data, "--save_path", "out", *arguments), *texts)
+    assert not (tmp_path / "out/results.csv").exists()
+    assert not (tmp_path / "pairs.h5").exists()
+
+
+@pytest.mark.parametrize("how", ["missing", "folder without", "text", "foreign", "cut off"])
+def test_bad_weights_get_one_line(inline: Command, tmp_path: Path, weights: Path, how: str) -> None:
+    write_pairs(tmp_path / "pairs", 1)
+    file = weights / "net_latest.pth"
+    path: Path = file
+    if how in ("missing", "folder without"):
+        file.unlink()
+        path = file if how == "missing" else weights
+    elif how == "foreign":
+        torch.save({"layer.weight": torch.zeros(2)}, file)
+    else:
+        file.write_bytes(file.read_bytes()[:1000] if how == "cut off" else b"words")
+    refused(inline("test_Rain12.py", "--data_path", "pairs", "--logdir", path, "--save_path", "out"), "net_latest.pth")
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_never_replace_their_inputs(inline: Command, tmp_path: Path, weights: Path) -> None:
+    folder = write_pairs(tmp_path / "pairs", 2)
+    before = {path: path.read_bytes() for pair in find_pairs(folder) for path in (pair.rainy, pair.clean)}
+    for script, data, out in (
+        ("test_Rain12.py", "pairs", "pairs/rainy"),
+        ("test_real.py", "pairs/rainy", "pairs/rainy"),
+    ):
+        refused(
+            inline(script, "--data_path", data, "--logdir", weights, "--save_path", out), "rain-001.png", "--save_path"
+        )
+    assert {path: path.read_bytes() for path in before} == before
