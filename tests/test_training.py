@@ -1,0 +1,254 @@
+"""The training loop: it learns, it repeats itself bit for bit, it survives being stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, write_pairs
+
+import engine
+from settings import TrainSettings
+from training import EpochBatches, learning_rate, moving_average, random_flips
+from utils import InputError
+
+State = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> TrainSettings:
+    """Short training of the real network: 18 patches, 9 steps an epoch."""
+    return TrainSettings(
+        data_path=write_pairs(tmp_path / "pairs", 2),
+        save_path=tmp_path / "run",
+        patch_size=32,
+        stride=16,
+        batch_size=2,
+        workers=0,
+        device="cpu",
+        max_steps=4,
+    )
+
+
+def train(settings: TrainSettings, **changes: object) -> State:
+    """Train with some settings changed; returns net_latest.pth."""
+    settings = dataclasses.replace(settings, **changes)
+    engine.train(settings)
+    return torch.load(settings.save_path / "net_latest.pth", weights_only=True)
+
+
+def same(first: State, second: State) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def log(settings: TrainSettings) -> list[dict]:
+    return [json.loads(line) for line in (settings.save_path / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_loss_falls(settings: TrainSettings) -> None:
+    train(settings, epochs=3, max_steps=None)
+    losses = [line["loss"] for line in log(settings) if "loss" in line]
+    assert len(losses) == 3
+    assert losses[2] < 0.8 * losses[0]
+    assert sorted(p.name for p in settings.save_path.glob("net_epoch*")) == [f"net_epoch{n}.pth" for n in (1, 2, 3)]
+
+
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(settings: TrainSettings, tmp_path: Path) -> None:
+    first = train(settings, max_steps=20, epochs=3)
+    second = train(settings, max_steps=20, epochs=3, save_path=tmp_path / "again", workers=2)
+    other = train(settings, max_steps=1, save_path=tmp_path / "other", seed=1)
+    assert same(first, second)
+    assert not same(first, other)
+
+
+@pytest.mark.parametrize("best", [False, True], ids=["published recipe", "every option"])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(settings: TrainSettings, tmp_path: Path, best: bool) -> None:
+    """Stopped within the second epoch; the learning rate changes in it too."""
+    options: dict = {"epochs": 3, "milestones": (1, 2)}
+    if best:
+        options = {"epochs": 2, "schedule": "cosine", "warmup": 3, "ema": 0.9, "augment": True, "precision": "bf16"}
+    steps = 14
+    whole = train(settings, max_steps=steps, save_path=tmp_path / "whole", **options)
+
+    stop_at, count = 11, 0
+    original = engine.learning_rate
+
+    def stop(*arguments: object) -> float:
+        nonlocal count
+        count += 1
+        if count == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    engine.learning_rate = stop
+    try:
+        train(settings, max_steps=steps, **options)
+    finally:
+        engine.learning_rate = original
+    state = torch.load(settings.save_path / "state_latest.pth", weights_only=True)
+    assert state["step"] == stop_at
+    assert same(train(settings, max_steps=steps, **options), whole)
+
+
+def test_a_real_run_saves_when_told_to_stop(tmp_path: Path) -> None:
+    """The real command, SIGTERM after its first lines, and the same command again."""
+    write_pairs(tmp_path / "pairs", 2)
+    arguments = ("--data_path", "pairs", "--save_path", "run", "--patch_size", "32", "--stride", "16")
+    arguments += ("--batch_size", "2", "--device", "cpu", "--workers", "1", "--max_steps")
+    command = [sys.executable, "-u", str(ROOT / "train_rain100L.py"), *arguments]
+    process = subprocess.Popen([*command, "100000"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("epoch 1/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    rest, _ = process.communicate(timeout=100)
+    assert process.returncode == 0
+    assert "the same command goes on" in rest
+    step = torch.load(tmp_path / "run/state_latest.pth", weights_only=True)["step"]
+    assert 1 <= step < 1000
+    again = subprocess.run(
+        [*command, str(step + 1)], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=True
+    )
+    assert f"step {step}" in again.stdout
+    assert torch.load(tmp_path / "run/state_latest.pth", weights_only=True)["step"] == step + 1
+
+
+def test_a_finished_run_is_left_alone(settings: TrainSettings, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = train(settings)
+    before = (settings.save_path / "state_latest.pth").stat().st_mtime_ns
+    assert same(train(settings), weights)
+    assert "already trained for 4 steps" in capsys.readouterr().out
+    assert (settings.save_path / "state_latest.pth").stat().st_mtime_ns == before
+    assert not same(train(settings, max_steps=5), weights)  # more steps go on
+
+
+def test_changed_settings_are_refused_with_the_differences(settings: TrainSettings) -> None:
+    weights = train(settings)
+    with pytest.raises(InputError, match=r"lr 0\.001 -> 0\.01, seed 0 -> 7.*--resume force"):
+        train(settings, lr=0.01, seed=7, max_steps=6)
+    with pytest.raises(InputError, match="holds a training run already"):
+        train(settings, resume="never")
+    assert same(torch.load(settings.save_path / "net_latest.pth", weights_only=True), weights)
+    train(settings, lr=0.01, resume="force", max_steps=5)
+    assert log(settings)[-1]["lr"] == 0.01
+
+
+def test_a_damaged_state_falls_back_to_the_one_before(
+    settings: TrainSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = train(settings, epochs=2, max_steps=None)  # saved at steps 9 and 18
+    latest = settings.save_path / "state_latest.pth"
+    latest.write_bytes(latest.read_bytes()[:10000])
+    assert same(train(settings, epochs=2, max_steps=None), whole)
+    shown = capsys.readouterr().out
+    assert "state_latest.pth: damaged" in shown
+    assert "step 9" in shown
+    for path in (latest, settings.save_path / "state_previous.pth"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="no training state is whole"):
+        train(settings, epochs=2, max_steps=None)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(settings: TrainSettings) -> None:
+    train(settings, max_steps=2)
+    before = (settings.save_path / "state_latest.pth").read_bytes()
+    with pytest.raises(InputError, match=r"step \d+: the loss is (nan|inf).*last good state"):
+        train(settings, max_steps=60, lr=1e12, resume="force")
+    assert (settings.save_path / "state_latest.pth").read_bytes() == before
+
+
+def test_validation_measures_the_saved_weights_on_whole_pairs(settings: TrainSettings, tmp_path: Path) -> None:
+    from DerainDataset import DerainDataset, split_by_background
+    from networks import load_network
+    from SSIM import psnr_y
+    from utils import quantize
+
+    write_pairs(tmp_path / "pairs", 4)
+    train(settings, validation=2, max_steps=3, ema=0.9)
+    line = next(line for line in log(settings) if "validation" in line)
+    data = DerainDataset(tmp_path / "pairs.h5", 32, 16)
+    _, held_out = split_by_background(data.backgrounds, 2, settings.seed)
+    network = load_network(settings.save_path / "net_latest.pth").to(memory_format=torch.channels_last)
+    figures = []
+    for pair in held_out:
+        rainy, clean = data.whole_pair(pair)
+        figures.append(psnr_y(quantize(engine.derain_image(network, rainy, torch.device("cpu"))), clean))
+    assert (line["validation"], line["step"]) == (2, 3)
+    assert line["psnr_y"] == pytest.approx(np.mean(figures), abs=1e-6)
+
+
+# ---------------------------------------------------------------- the parts
+
+
+def test_every_patch_once_an_epoch_in_an_order_of_its_own() -> None:
+    batches = EpochBatches(21, 8, seed=5)
+    assert batches.per_epoch == 3  # the last one is smaller
+    epochs = []
+    for epoch in (0, 1):
+        batches.start(epoch)
+        epochs.append([i for batch in batches for i in batch])
+        assert sorted(epochs[-1]) == list(range(21))
+    assert epochs[0] != epochs[1]
+    batches.start(1, first=2)
+    assert len(batches) == 1
+    assert list(batches) == [epochs[1][16:]]
+
+
+def test_the_published_learning_rate() -> None:
+    settings = TrainSettings()
+    rates = {epoch: learning_rate(settings, 0, epoch, 1) for epoch in (0, 39, 40, 59, 60, 79, 80, 99)}
+    expected = {0: 1e-3, 39: 1e-3, 40: 2e-4, 59: 2e-4, 60: 4e-5, 79: 4e-5, 80: 8e-6, 99: 8e-6}
+    assert rates == pytest.approx(expected)
+
+
+def test_the_cosine_learning_rate() -> None:
+    settings = TrainSettings(schedule="cosine", warmup=10, lr=0.1)
+    rates = [learning_rate(settings, step, 0, 110) for step in range(110)]
+    assert rates[0] == pytest.approx(0.01)
+    assert rates[9] == rates[10] == pytest.approx(0.1)
+    assert rates[60] == pytest.approx(0.05)
+    assert rates[109] < 0.0001
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+
+
+def test_flips_keep_pairs_together_and_rain_upright() -> None:
+    rainy = torch.arange(64 * 3 * 4 * 4, dtype=torch.float32).reshape(64, 3, 4, 4)
+    flipped, clean = random_flips(rainy, rainy + 1, seed=(0, 7))
+    assert torch.equal(flipped + 1, clean)
+    seen = set()
+    for before, after in zip(rainy, flipped, strict=True):
+        forms = [before, before.flip(-1), before.flip(-2), before.flip(-1, -2)]
+        seen |= {i for i, form in enumerate(forms) if torch.equal(form, after)}
+    assert seen == {0, 1, 2, 3}
+    again, _ = random_flips(rainy, rainy, seed=(0, 7))
+    assert torch.equal(again, flipped)
+    assert not torch.equal(random_flips(rainy, rainy, seed=(0, 8))[0], flipped)
+
+
+def test_the_moving_average_forgets_its_beginning() -> None:
+    update, average = moving_average(0.99), torch.zeros(1)
+    for count in range(2000):
+        update([average], [torch.ones(1) if count > 5 else torch.full((1,), 100.0)], count)
+    assert average.item() == pytest.approx(1, abs=1e-3)
+    fixed = torch.zeros(1)
+    update([fixed], [torch.ones(1)], 10**6)
+    assert fixed.item() == pytest.approx(0.01)
+
+
+def test_the_training_psnr_is_of_the_batches(settings: TrainSettings) -> None:
+    train(settings, max_steps=1, lr=1e-12)
+    line = next(line for line in log(settings) if "loss" in line)
+    assert math.isfinite(line["psnr_rgb"])
+    assert 0 < line["psnr_rgb"] < 40
