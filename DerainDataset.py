@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -210,8 +211,10 @@ def prepare(folder: Path, hdf5_path: Path | None = None, strict: bool = False, l
         if problem == "not made by this program":
             path.replace(path.with_name(path.name + ".foreign"))
     log(f"packing {len(pairs)} pairs of {folder} into {path}")
+    began = time.monotonic()
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         _pack(file, pairs, sources, log)
+    log(f"packed in {time.monotonic() - began:.1f} s, {path.stat().st_size / 1e6:.1f} MB")
     return path
 
 

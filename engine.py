@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -258,14 +257,15 @@ def evaluate(settings: EvalSettings) -> None:
         milliseconds = 1000 * (time.perf_counter() - began)
         derained = quantize(values, picture.rgb.dtype, settings.quantize)
         write_picture(output, dataclasses.replace(picture, rgb=derained))
-        row: dict[str, Any] = {"data_set": label, "image": output.name}
+        figures, input_figures = {}, {}
         if clean is not None:
-            row |= image_metrics(derained, clean)
-        row["milliseconds"] = round(milliseconds, 1)
-        if clean is not None:
-            row |= {f"input_{name}": value for name, value in image_metrics(rainy, clean).items()}
-        rows.append(row)
-        shown = f" {row['psnr_y']:6.2f} dB" if clean is not None else ""
+            try:
+                figures, input_figures = image_metrics(derained, clean), image_metrics(rainy, clean)
+            except ValueError as error:
+                raise InputError(f"{pair.rainy}: {error}") from error
+        row = {"data_set": label, "image": output.name, **figures, "milliseconds": round(milliseconds, 1)}
+        rows.append(row | {f"input_{name}": value for name, value in input_figures.items()})
+        shown = f" {figures['psnr_y']:6.2f} dB" if figures else ""
         print(f"[{i + 1}/{len(pairs)}] {output.name}{shown} {milliseconds / 1000:.2f} s", flush=True)
 
     if rows:
@@ -284,7 +284,7 @@ def evaluate(settings: EvalSettings) -> None:
         if lines:
             protocol = "PReNet protocol: Y channel, mean of per-image figures; RGB beside it"
             print("\n" + report.table(f"{label}, {len(pairs)} pairs ({protocol})", lines))
-    print(f"\n{len(rows)} images and results.csv, results.json in {save_path}")
+        print(f"\n{len(rows)} images and results.csv, results.json in {save_path}")
     if refused:
         raise InputError(f"{len(refused)} of {len(pairs)} images were refused: see the lines that begin with 'refused'")
 

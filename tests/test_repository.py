@@ -1,0 +1,69 @@
+"""What the documents promise is there: commands, flags, files, checksums."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SCRIPTS
+
+from networks import load_network
+from utils import sha256_of
+
+DOCUMENTS = sorted(p for p in ROOT.rglob("*.md") if not {".git", ".venv", "results"} & set(p.relative_to(ROOT).parts))
+LAYOUT = (
+    *("README.md", "requirements.txt", "networks.py", "DerainDataset.py", "utils.py", "SSIM.py", "engine.py"),
+    *("logs", "datasets", "tests", "LICENSE", "CITATION.cff", "pyproject.toml", ".ci/run"),
+    *SCRIPTS,
+)
+
+
+def commands(document: Path) -> list[list[str]]:
+    """The python commands of a document and of our scripts' docstrings, comments cut off."""
+    found = re.findall(r"\bpython3? ((?:-m )?[\w/.]+(?:\.py)?[^\n`|&#]*)", document.read_text())
+    return [shlex.split(command.replace("(", " ").replace(")", " ")) for command in found]
+
+
+def test_the_layout() -> None:
+    assert [name for name in LAYOUT if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *(ROOT / s for s in SCRIPTS)], ids=lambda p: str(p.relative_to(ROOT)))
+def test_commands_exist_and_take_their_flags(
+    document: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command, *arguments in commands(document):
+        if command == "-m":
+            assert arguments[0] in ("pytest", "venv")
+            continue
+        assert (ROOT / command).is_file(), f"{document}: {command} does not exist"
+        monkeypatch.setattr(sys, "argv", [command, "--help"])
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(ROOT / command), run_name="__main__")
+        shown = capsys.readouterr().out
+        for flag in (a for a in arguments if a.startswith("--")):
+            assert re.search(rf"{flag}\b", shown), f"{document}: {command} has no {flag}"
+
+
+def test_documents_were_found() -> None:
+    names = {str(p.relative_to(ROOT)) for p in DOCUMENTS}
+    assert {"README.md", "datasets/README.md", "logs/README.md"} <= names
+    assert len(commands(ROOT / "README.md")) > 5
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_within_the_repository_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
+        if "://" not in target:
+            assert (document.parent / target).exists(), f"{document}: {target}"
+
+
+@pytest.mark.parametrize("name", ["Rain100H", "Rain100L"])
+def test_the_committed_weights_are_the_documented_ones(name: str) -> None:
+    path = ROOT / "logs" / name / "net_latest.pth"
+    assert sha256_of(path) in (ROOT / "logs/README.md").read_text()
+    assert sum(p.numel() for p in load_network(path).parameters()) == 387_495
