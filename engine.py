@@ -28,7 +28,7 @@ from torchvision.utils import make_grid
 import report
 from datasets.synthesize import stand_in, synthetic_label
 from DerainDataset import DerainDataset, Pair, find_pairs, find_rainy, prepare, read_pair, split_by_background
-from networks import DARGNet, derain, load_network
+from networks import DARGNet, derain, fold, load_network
 from settings import EvalSettings, TrainSettings, check_settings, parse_tile
 from SSIM import PROTOCOL, SSIM, image_metrics, psnr_y, ssim_y
 from training import (
@@ -67,8 +67,11 @@ def train(settings: TrainSettings) -> None:
     """Train a DARGNet: patches, network, loss, optimizer, and the loop over steps.
 
     Writes to settings.save_path: net_latest.pth and net_epochN.pth (bare state dicts),
-    state_latest.pth and the state before it (everything needed to go on), log.jsonl (one line
-    per epoch and per validation), settings.json, environment.json and TensorBoard's files.
+    state_latest.pth and the state before it (everything needed to go on), log.jsonl (settings and
+    environment, then one line per epoch and per validation) and TensorBoard's files.
+
+    Raises InputError for senseless settings, for anything wrong with the images or the run's
+    folder, and for a loss that is not finite.
     """
     check_settings(settings)
     if not settings.data_path.is_dir():
@@ -163,7 +166,10 @@ def train(settings: TrainSettings) -> None:
                     run.log({"validation": len(held_out), "step": step, **figures})
                     for name, value in figures.items():
                         writer.add_scalar(f"validation/{name}", value, step)
-                    print(f"validation at step {step}: {figures['psnr_y']:.3f} dB (Y) on {len(held_out)} pairs")
+                    print(
+                        f"validation at step {step}: {figures['psnr_y']:.3f} dB (Y) on {len(held_out)} pairs",
+                        flush=True,
+                    )
                 if interrupted():
                     run.save(step)
                     print(f"stopped at step {step}; the same command goes on from here")
@@ -193,10 +199,10 @@ def train(settings: TrainSettings) -> None:
 
 
 def validate(
-    network: nn.Module, data: DerainDataset, pairs: Sequence[int], device: torch.device, precision: str
+    network: DARGNet, data: DerainDataset, pairs: Sequence[int], device: torch.device, precision: str
 ) -> dict[str, float]:
     """Mean psnr_y and ssim_y (PReNet protocol) over whole pairs of the packed set."""
-    figures = []
+    network, figures = fold(network), []
     for pair in pairs:
         rainy, clean = data.whole_pair(pair)
         derained = quantize(derain_image(network, rainy, device, precision))
@@ -321,9 +327,9 @@ def weights_file(logdir: Path) -> Path:
 
 
 def load_weights(path: Path, device: torch.device) -> DARGNet:
-    """networks.load_network, its errors for the user to read."""
+    """The folded network of a weights file; errors are for the user to read."""
     try:
-        return load_network(path, device).to(memory_format=torch.channels_last)
+        return fold(load_network(path, device))
     except ValueError as error:
         raise InputError(str(error)) from error
 

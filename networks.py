@@ -5,21 +5,25 @@ deraining", Digital Signal Processing 116 (2021) 103106, doi:10.1016/j.dsp.2021.
 
 This file needs torch and nothing else; to use the network elsewhere, copy it:
 
-    from networks import load_network
-    network = load_network("logs/Rain100H/net_latest.pth")
+    from networks import fold, load_network
+    network = fold(load_network("logs/Rain100H/net_latest.pth"))
     derained = network(rainy)            # (N, 3, H, W) RGB in [0, 1] -> the same shape
 
 Reading order: SpatialAttention and ChannelAttention make DualAttention; two of those and a
 convolution make a ResidualGroup; five groups between a head and a tail make DARGNet. Every
 convolution keeps height and width (zero padding), so any image size goes in and comes out.
+fold() rewrites a trained network for speed, derain() runs it in exact tiles, load_network()
+reads our weights and the published ones.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -165,6 +169,82 @@ class DARGNet(nn.Module):
         return _radius([*self.head, *self.body, *self.tail]) + sum(g.radius for g in self.groups)
 
 
+# ---------------------------------------------------------------- the same network, folded for inference
+
+
+class FoldedDualAttention(nn.Module):
+    """A DualAttention and the PReLU behind it, with fewer operations and the same result up to rounding.
+
+    The shared 1x1 convolution M of a concatenation is a sum, M[a, b] = Ma a + Mb b, so nothing
+    needs to be concatenated. And as the dilation-1 branch has no activation, Ma after its 3x3
+    convolution is itself one 3x3 convolution. The rest is done in place: inference only.
+    """
+
+    def __init__(self, attention: DualAttention, act: nn.PReLU) -> None:
+        super().__init__()
+        spatial, channel = attention.spatial, attention.channel
+        channels = spatial.conv_d1.out_channels
+        with torch.no_grad():
+            merge, bias = spatial.merge.weight.double(), spatial.merge.bias.double()
+            merge_a, merge_b = merge.split(channels, dim=1)
+            near = torch.einsum("om,mihw->oihw", merge_a[..., 0, 0], spatial.conv_d1.weight.double())
+            near_bias = merge_a[..., 0, 0] @ spatial.conv_d1.bias.double() + bias
+        self.near = conv3x3(channels, channels, bias=True)
+        self.middle, self.far = spatial.conv_d2, spatial.conv_d5
+        self.merge_a = nn.Conv2d(channels, channels, 1)
+        self.merge_b = nn.Conv2d(channels, channels, 1, bias=False)
+        self.depthwise, self.pointwise = channel.depthwise, channel.pointwise
+        values = {"near": (near, near_bias), "merge_a": (merge_a, bias), "merge_b": (merge_b, None)}
+        for name, (weight, conv_bias) in values.items():
+            getattr(self, name).weight.data = weight.to(spatial.merge.weight.dtype)
+            if conv_bias is not None:
+                getattr(self, name).bias.data = conv_bias.to(spatial.merge.weight.dtype)
+        self.slope, self.gate_slope, self.out_slope = (float(a.weight) for a in (spatial.act, channel.act, act))
+
+    def forward(self, x: Tensor) -> Tensor:
+        middle = F.leaky_relu_(self.middle(x), self.slope)  # a PReLU with a known slope
+        near_middle = F.leaky_relu_(self.near(x).add_(self.merge_b(middle)), self.slope)
+        far = F.leaky_relu_(self.far(x), self.slope)
+        spatial = self.merge_a(near_middle).add_(self.merge_b(far))
+        gate = self.pointwise(F.leaky_relu_(self.depthwise(x), self.gate_slope)).sigmoid_()
+        return F.leaky_relu_(torch.addcmul(x, spatial, gate), self.out_slope)
+
+    @property
+    def radius(self) -> int:
+        return max(_radius([conv]) for conv in (self.near, self.middle, self.far, self.depthwise))
+
+
+class FoldedResidualGroup(nn.Module):
+    """A ResidualGroup of folded attentions."""
+
+    def __init__(self, group: ResidualGroup) -> None:
+        super().__init__()
+        self.attention1 = FoldedDualAttention(group.attention1, group.act1)
+        self.attention2 = FoldedDualAttention(group.attention2, group.act2)
+        self.conv, self.slope = group.conv, float(group.act3.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu_(self.conv(self.attention2(self.attention1(x))), self.slope).add_(x)
+
+    @property
+    def radius(self) -> int:
+        return self.attention1.radius + self.attention2.radius + _radius([self.conv])
+
+
+def fold(network: DARGNet) -> DARGNet:
+    """A copy of a trained network that derains faster: the same values up to 1e-5, without gradients.
+
+    The copy is on the same device, in channels_last order and eval mode. Its state dict has other
+    keys: keep the original for saving.
+    """
+    folded = copy.deepcopy(network).requires_grad_(False)
+    folded.groups = nn.ModuleList(FoldedResidualGroup(group) for group in folded.groups)
+    return folded.requires_grad_(False).to(memory_format=torch.channels_last).eval()
+
+
+# ---------------------------------------------------------------- using the network
+
+
 @torch.inference_mode()
 def derain(network: DARGNet, rainy: Tensor, tile: int = 0) -> Tensor:
     """Derain (N, 3, H, W) RGB in [0, 1], whole or in exact tiles; the result is on `rainy`'s device.
@@ -190,6 +270,9 @@ def derain(network: DARGNet, rainy: Tensor, tile: int = 0) -> Tensor:
             core = result[..., top - from_top :, left - from_left :][..., : bottom - top, : right - left]
             derained[..., top:bottom, left:right] = core
     return derained
+
+
+# ---------------------------------------------------------------- weights
 
 
 def _published_names(groups: int) -> dict[str, str]:

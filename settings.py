@@ -48,8 +48,8 @@ class TrainSettings:
 
     # These may differ between the parts of a run that was stopped and resumed.
     FREE = (
-        *("data_path", "save_path", "epochs", "max_steps"),
-        *("validate_every", "workers", "device", "resume", "save_minutes"),
+        *("save_path", "epochs", "max_steps", "validate_every"),
+        *("workers", "device", "resume", "save_minutes"),
     )
 
 

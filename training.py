@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Sampler
 
+from networks import DARGNet
 from settings import TrainSettings
 from utils import InputError, append_line, plain, save_torch
 
@@ -27,12 +28,11 @@ class Run:
     """A training run's files: its state, weights and log."""
 
     def __init__(
-        self, settings: TrainSettings, network: nn.Module, average: AveragedModel | None, optimizer: torch.optim.Adam
+        self, settings: TrainSettings, network: DARGNet, average: AveragedModel | None, optimizer: torch.optim.Adam
     ) -> None:
         self.folder, self.resume = settings.save_path, settings.resume
         self.settings = plain(dataclasses.asdict(settings))
         self.free = set(settings.FREE) - ({"epochs", "max_steps"} if settings.schedule == "cosine" else set())
-        self.precision = settings.precision
         self.network, self.average, self.optimizer = network, average, optimizer
         self.latest, self.previous = self.folder / "state_latest.pth", self.folder / "state_previous.pth"
 
@@ -85,7 +85,7 @@ class Run:
         if epoch is not None:
             save_torch(self.folder / f"net_epoch{epoch}.pth", weights)
 
-    def best_network(self) -> nn.Module:
+    def best_network(self) -> DARGNet:
         """The averaged network if there is one, else the trained one."""
         return self.network if self.average is None else self.average.module
 

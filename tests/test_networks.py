@@ -9,7 +9,7 @@ import plain_dargnet
 import pytest
 import torch
 
-from networks import DARGNet, convert_state_dict, derain, load_network
+from networks import DARGNet, convert_state_dict, derain, fold, load_network
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +203,32 @@ def test_batched_equals_single(network: DARGNet) -> None:
     batched = derain(network, rainy)
     single = torch.cat([derain(network, image[None]) for image in rainy])
     torch.testing.assert_close(batched, single, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (33, 47), (96, 64)])
+def test_folded_equals_unfolded(network: DARGNet, size: tuple[int, int]) -> None:
+    rainy = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(6))
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    folded = fold(network)
+    whole, found = derain(network, rainy), derain(folded, rainy)
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-5)
+    levels = [(image.clamp(0, 1) * 255).round() for image in (whole, found)]
+    assert (levels[0] == levels[1]).float().mean() >= 0.9999
+    assert folded.receptive_field_radius == network.receptive_field_radius == 60
+    assert rainy.min() >= 0  # computing in place leaves the input alone
+    assert torch.equal(rainy, torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(6)))
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+def test_folded_in_half_precision(network: DARGNet) -> None:
+    rainy = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(7))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = derain(fold(network), rainy)
+    error = (found.float() - derain(network, rainy)).pow(2).mean()
+    assert error < 1e-3
+
+
+def test_folded_in_tiles(network: DARGNet) -> None:
+    rainy = torch.rand(1, 3, 130, 150, generator=torch.Generator().manual_seed(8))
+    folded = fold(network)
+    torch.testing.assert_close(derain(folded, rainy, 64), derain(folded, rainy), rtol=0, atol=1e-5)

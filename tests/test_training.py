@@ -171,7 +171,7 @@ def test_a_loss_that_is_no_number_stops_the_run(settings: TrainSettings) -> None
 
 def test_validation_measures_the_saved_weights_on_whole_pairs(settings: TrainSettings, tmp_path: Path) -> None:
     from DerainDataset import DerainDataset, split_by_background
-    from networks import load_network
+    from networks import fold, load_network
     from SSIM import psnr_y
     from utils import quantize
 
@@ -180,7 +180,7 @@ def test_validation_measures_the_saved_weights_on_whole_pairs(settings: TrainSet
     line = next(line for line in log(settings) if "validation" in line)
     data = DerainDataset(tmp_path / "pairs.h5", 32, 16)
     _, held_out = split_by_background(data.backgrounds, 2, settings.seed)
-    network = load_network(settings.save_path / "net_latest.pth").to(memory_format=torch.channels_last)
+    network = fold(load_network(settings.save_path / "net_latest.pth"))
     figures = []
     for pair in held_out:
         rainy, clean = data.whole_pair(pair)
