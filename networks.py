@@ -275,7 +275,7 @@ def derain(network: DARGNet, rainy: Tensor, tile: int = 0) -> Tensor:
 # ---------------------------------------------------------------- weights
 
 
-def _published_names(groups: int) -> dict[str, str]:
+def published_names(groups: int) -> dict[str, str]:
     """Published key prefix -> ours. 'PR.weight' has no counterpart: no layer uses it."""
     names = {"conv1": "head", "conv2": "body", "conv3": "tail"}
     spatial = {"conv_1": "conv_d1", "conv_2": "conv_d2", "conv_3": "conv_d5", "conv_11": "merge", "PR": "act"}
@@ -303,7 +303,7 @@ def convert_state_dict(state: Mapping[str, Tensor], groups: int = 5) -> dict[str
         state = {key.removeprefix("module."): value for key, value in state.items()}
     if not any(key.startswith("block1.") for key in state):
         return dict(state)
-    prefixes = sorted(_published_names(groups).items(), key=lambda pair: -len(pair[0]))
+    prefixes = sorted(published_names(groups).items(), key=lambda pair: -len(pair[0]))
     converted = {}
     for key, value in state.items():
         if key == "PR.weight":

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
-import plain_dargnet
 import pytest
 import torch
 
+from benchmarks import plain_dargnet
 from networks import DARGNet, convert_state_dict, derain, fold, load_network
 
 

@@ -1,0 +1,95 @@
+"""Time of one derained image: the plain published formulation against what this repository runs.
+
+    python benchmarks/inference.py                     # 481x321 on the CPU: about a minute on two cores
+    python benchmarks/inference.py --device cuda --height 1080 --width 1920
+
+Plain is NCHW, float32, with concatenations, as published. "bf16" is --precision bf16 of the test
+scripts; its column tells how far its images are from those of float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+
+from benchmarks import plain_dargnet
+from benchmarks.common import measure, report, summarise
+from datasets.synthesize import add_rain, free_photographs, rain_layer
+from engine import load_weights, weights_file
+from networks import DARGNet, derain, load_network, published_names
+from SSIM import psnr
+from utils import choose_device, quantize, run_script, setting, to_image, to_tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The command line of this benchmark."""
+
+    logdir: Path = setting(Path("logs/Rain100L"), "folder that holds net_latest.pth, or a .pth file")
+    height: int = setting(321, "pixels")
+    width: int = setting(481, "pixels")
+    rounds: int = setting(7, "measured calls of each candidate, in turn")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
+    json_path: Path | None = setting(None, "file for the figures and the environment")
+
+
+def published_state(network: DARGNet) -> plain_dargnet.State:
+    """The network's numbers under the published names, as the plain formulation takes them."""
+    ours = network.state_dict()
+    state = {"PR.weight": torch.zeros(1)}
+    for theirs, name in published_names(5).items():
+        state |= {theirs + key[len(name) :]: value for key, value in ours.items() if key.startswith(name + ".")}
+    return state
+
+
+def main(settings: Settings) -> None:
+    """Measure, check that all candidates give the same image, and print the table."""
+    device = choose_device(settings.device)
+    weights = weights_file(settings.logdir)
+    network, folded = load_network(weights, device), load_weights(weights, device)
+    unfolded = load_network(weights, device).to(memory_format=torch.channels_last)
+    state = {key: value.to(device) for key, value in published_state(network).items()}
+
+    photograph = free_photographs("test")["coffee"]
+    repeats = (-(-settings.height // photograph.shape[0]), -(-settings.width // photograph.shape[1]), 1)
+    clean = np.tile(photograph, repeats)[: settings.height, : settings.width]
+    layer = rain_layer(settings.height, settings.width, "light", np.random.RandomState(0))
+    plain_input = to_tensor(add_rain(clean, layer)).to(device).contiguous()
+    rainy = plain_input.to(memory_format=torch.channels_last)
+
+    def half(net: DARGNet) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return derain(net, rainy)
+
+    @torch.inference_mode()
+    def plain() -> torch.Tensor:
+        return plain_dargnet.dargnet(state, plain_input)
+
+    candidates = {
+        "plain formulation, NCHW, fp32": plain,
+        "channels_last, fp32": lambda: derain(unfolded, rainy),
+        "folded, fp32 (default)": lambda: derain(folded, rainy),
+        "channels_last, bf16": lambda: half(unfolded),
+        "folded, bf16": lambda: half(folded),
+    }
+    exact = to_image(plain())
+    notes = {}
+    for name, call in candidates.items():
+        image = to_image(call())
+        equal = (quantize(image) == quantize(exact)).mean()
+        distance = psnr(image, exact, peak=1)
+        notes[name] = (
+            "-" if name.startswith("plain") else f"{100 * equal:.3f} % equal pixels, {distance:.1f} dB from plain"
+        )
+    rows = summarise(measure(candidates, device, settings.rounds), notes)
+    report(f"One {settings.width}x{settings.height} image", rows, device, settings.json_path)
+
+
+if __name__ == "__main__":
+    run_script(main, Settings, __doc__)
