@@ -79,7 +79,7 @@ def main(settings: Settings) -> None:
         "folded, bf16": lambda: half(folded),
     }
     exact = to_image(plain())
-    notes = {}
+    notes: dict[str, str] = {}
     for name, call in candidates.items():
         image = to_image(call())
         equal = (quantize(image) == quantize(exact)).mean()
