@@ -1,0 +1,101 @@
+"""Training patches per second of one process: the published way of storing them against this repository's.
+
+    python benchmarks/loading.py            # half a minute, 200 MB of temporary files
+
+Plain: every patch is a float32 array of its own in one of two HDF5 files, and both files are
+opened anew for each sample, as the published loader does. Ours: one file of uint8 images,
+opened once per process, patches cut when they are read. Both give the same (3, P, P) float
+tensors, in the same random order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import h5py
+import numpy as np
+import torch
+
+from benchmarks.common import measure, report, summarise
+from datasets.synthesize import free_photographs, write_set
+from DerainDataset import DerainDataset, prepare
+from utils import InputError, run_script, setting
+
+SAMPLES = 400  # per measured call
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The command line of this benchmark."""
+
+    patch_size: int = setting(100, "side of a patch in pixels")
+    stride: int = setting(80, "distance between patches in pixels")
+    rounds: int = setting(9, "measured calls of each candidate, in turn")
+    json_path: Path | None = setting(None, "file for the figures and the environment")
+
+
+class PlainDataset(torch.utils.data.Dataset):
+    """The published way: input.h5 and target.h5, a float32 (3, P, P) array per patch, opened for each sample."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files = (folder / "input.h5", folder / "target.h5")
+        with h5py.File(self.files[0], "r") as file:
+            self.count = len(file)
+
+    @staticmethod
+    def write(folder: Path, data: DerainDataset) -> None:
+        """Store every patch of `data` twofold, by its number."""
+        for side, name in enumerate(("input.h5", "target.h5")):
+            with h5py.File(folder / name, "w") as file:
+                for i in range(len(data)):
+                    file[str(i)] = data[i][side].numpy()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        patches = []
+        for path in self.files:
+            with h5py.File(path, "r") as file:
+                patches.append(torch.from_numpy(file[str(i)][()]))
+        return patches[0], patches[1]
+
+
+def read(data: torch.utils.data.Dataset, order: list[int]) -> None:
+    """Read samples one after the other and keep none."""
+    for i in order:
+        data[i]
+
+
+def main(settings: Settings) -> None:
+    """Make a set of pairs, check that both data sets give the same tensors, measure, print."""
+    if settings.rounds < 1:
+        raise InputError(f"--rounds {settings.rounds}: must be at least 1")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        photographs = free_photographs("test").items()
+        write_set(folder / "pairs", photographs, "light", 20, seed=0)
+        ours = DerainDataset(prepare(folder / "pairs"), settings.patch_size, settings.stride)
+        PlainDataset.write(folder, ours)
+        plain = PlainDataset(folder)
+        order = np.random.RandomState(0).permutation(len(ours))[:SAMPLES].tolist()
+        for i in order[:20]:
+            assert all(torch.equal(a, b) for a, b in zip(ours[i], plain[i], strict=True))
+        candidates = {
+            "plain: two float32 files, opened for each sample": lambda: read(plain, order),
+            "one uint8 file, opened once (ours)": lambda: read(ours, order),
+        }
+        seconds = measure(candidates, torch.device("cpu"), settings.rounds)
+    notes = {name: f"{len(order) / np.median(times):.0f} samples/s" for name, times in seconds.items()}
+    size = settings.patch_size
+    title = f"{len(order)} pairs of {size}x{size} patches"
+    report(title, summarise(seconds, notes), torch.device("cpu"), settings.json_path)
+
+
+if __name__ == "__main__":
+    run_script(main, Settings, __doc__)
