@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -55,7 +57,7 @@ class Pair:
 
     @property
     def number(self) -> int | None:
-        return int(self.key) if self.key.isdigit() else None
+        return int(self.key) if self.key.isdigit() and self.key.isascii() else None
 
 
 def natural_order(path: Path) -> list[tuple[int, int, str]]:
@@ -104,7 +106,7 @@ def find_pairs(folder: Path) -> list[Pair]:
 
 
 def find_rainy(path: Path) -> list[Path]:
-    """Rainy images without ground truth: one file, or a folder's images (or those of its rainy/ folder).
+    """Rainy images whose clean ones are not needed: one file, all images of a folder, or a data set's rainy ones.
 
     Raises InputError if there is none.
     """
@@ -112,16 +114,27 @@ def find_rainy(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise InputError(f"{path}: no such image or folder")
-    rainy, _, _ = _sides(path)
-    images = rainy or list_images(path)
+    try:
+        return [pair.rainy for pair in find_pairs(path)]
+    except InputError:  # then it is no data set, and nothing in it is left out by its name
+        images = list_images(path)
     if not images:
         raise InputError(f"{path}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return images
 
 
 def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-    """The pair's images, (H, W, 3) uint8 RGB. Raises InputError naming both files if their sizes differ."""
-    rainy, clean = read_rgb(pair.rainy), read_rgb(pair.clean)
+    """The pair's images, (H, W, 3) uint8 RGB.
+
+    Raises InputError naming both files if one can't be read or their sizes differ.
+    """
+    images = []
+    for path, partner in ((pair.rainy, pair.clean), (pair.clean, pair.rainy)):
+        try:
+            images.append(read_rgb(path))
+        except InputError as error:
+            raise InputError(f"{error} (its partner is {partner})") from error
+    rainy, clean = images
     if rainy.shape != clean.shape:
         sizes = " and ".join(f"{image.shape[1]}x{image.shape[0]}" for image in (rainy, clean))
         raise InputError(f"{pair.rainy} and {pair.clean} differ in size ({sizes}); a pair must show the same pixels")
@@ -168,13 +181,13 @@ def strict_raintrainh(pairs: Sequence[Pair]) -> tuple[list[Pair], str]:
     """Leave out the RainTrainH images whose backgrounds Rain100H and Rain100L show: 1,254 of 1,800 stay.
 
     Returns the pairs to train on and a sentence that says what was done. RainTrainH is told by
-    its numbers, which run to 1,800; any other set is returned whole.
+    its numbers, 1 to 1,800 or the strict ones among them; any other set is returned whole.
     """
-    numbers = [pair.number for pair in pairs]
-    strict_count = sum(map(is_strict, range(1, RAINTRAINH_PAIRS + 1)))
-    if None in numbers or not strict_count < max(numbers, default=0) <= RAINTRAINH_PAIRS:
+    numbers = {pair.number for pair in pairs}
+    every = set(range(1, RAINTRAINH_PAIRS + 1))
+    if numbers not in (every, set(filter(is_strict, every))):
         return list(pairs), f"strict rule not applied: {len(pairs)} pairs that are not numbered as RainTrainH's 1,800"
-    kept = [pair for pair, number in zip(pairs, numbers, strict=True) if is_strict(number)]
+    kept = [pair for pair in pairs if is_strict(pair.number)]
     return kept, f"strict RainTrainH: {len(kept)} of {len(pairs)} pairs, none with a background of Rain100H or Rain100L"
 
 
@@ -190,18 +203,21 @@ def prepare(folder: Path, hdf5_path: Path | None = None, strict: bool = False, l
     """Pack a folder of pairs into one HDF5 file, or find that it is packed already; returns its path.
 
     hdf5_path defaults to the folder's name with .h5, beside the folder. strict applies
-    RainTrainH's rule (see strict_raintrainh). The file records its sources' names, sizes and
-    times and is made anew when they changed, when it is cut off, or when it is damaged; a file
-    of that name that we did not make is kept as NAME.h5.foreign. It is written under a
-    temporary name and renamed, so it is there whole or not at all.
+    RainTrainH's rule (see strict_raintrainh); where that leaves pairs out, the name ends in
+    .strict.h5. The file records its sources' names, sizes and times and is made anew when they
+    changed, when it is cut off, or when it is damaged; a file of that name that we did not make is
+    kept under another name. It is written under a temporary name and renamed, so it is there
+    whole or not at all.
 
     Raises InputError for anything wrong with the images (see find_pairs and read_pair).
     """
-    path = hdf5_path or folder.with_name(folder.name + ".h5")
-    pairs = find_pairs(folder)
-    if strict:
-        pairs, sentence = strict_raintrainh(pairs)
+    pairs, ending = find_pairs(folder), ".h5"
+    if strict and not (folder / "synthetic.json").exists():
+        kept, sentence = strict_raintrainh(pairs)
         log(sentence)
+        pairs, ending = kept, ".h5" if len(kept) == len(pairs) else ".strict.h5"
+    named = folder if folder.name.strip(".") else folder.resolve()  # '.' and '..' have names too
+    path = hdf5_path or named.with_name(named.name + ending)
     sources = json.dumps([_describe(file, folder) for pair in pairs for file in (pair.rainy, pair.clean)])
     if path.exists():
         problem = _why_rebuild(path, sources)
@@ -209,7 +225,8 @@ def prepare(folder: Path, hdf5_path: Path | None = None, strict: bool = False, l
             return path
         log(f"{path}: {problem}; packing again")
         if problem == "not made by this program":
-            path.replace(path.with_name(path.name + ".foreign"))
+            names = (path.with_name(f"{path.name}.foreign{i or ''}") for i in itertools.count())
+            path.replace(next(name for name in names if not name.exists()))
     log(f"packing {len(pairs)} pairs of {folder} into {path}")
     began = time.monotonic()
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
@@ -294,8 +311,7 @@ class DerainDataset(Dataset):
 
     HDF5 stores these images as plain bytes at known places of the file, so patches are read through
     a memory map: no lock, no handle that a fork could break, and many times faster than through
-    the library. It is opened at the first read in each process; the data set can be pickled and
-    works in spawned and forked DataLoader workers.
+    the library. The data set can be pickled, and works in spawned and forked DataLoader workers.
 
     Raises InputError if the file cannot be used or an image is smaller than a patch.
     """
@@ -304,8 +320,8 @@ class DerainDataset(Dataset):
         self, hdf5_path: Path, patch_size: int, stride: int, flip: bool = False, pairs: Sequence[int] | None = None
     ) -> None:
         self.path, self.patch_size = Path(hdf5_path), patch_size
-        self._bytes: np.ndarray | None = None
         try:
+            self._identity, self._bytes = _map(self.path)
             with h5py.File(self.path, "r") as file:
                 self._pairs = file["pairs"][()]
                 self.backgrounds = file["backgrounds"][()]
@@ -343,13 +359,24 @@ class DerainDataset(Dataset):
         return rainy, clean
 
     def _image(self, number: int) -> np.ndarray:
-        if self._bytes is None:
-            self._bytes = np.memmap(self.path, np.uint8, mode="r").view(np.ndarray)
+        if self._bytes is None:  # in a spawned worker
+            identity, self._bytes = _map(self.path)
+            if identity != self._identity:
+                raise InputError(f"{self.path}: was packed anew while this run was using it; start again")
         offset, shape = self._places[int(number)]
         return self._bytes[offset : offset + math.prod(shape)].reshape(shape)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_bytes": None}  # a pickled map would carry the whole file
+
+
+def _map(path: Path) -> tuple[tuple[int, int], np.ndarray]:
+    """A file's bytes, and what tells it from another file that takes its place: size and time."""
+    with open(path, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not status.st_size:
+            raise ValueError("empty")
+        return (status.st_size, status.st_mtime_ns), np.memmap(file, np.uint8, mode="r").view(np.ndarray)
 
 
 def _place(image: h5py.Dataset) -> tuple[int, tuple[int, ...]]:
@@ -369,7 +396,7 @@ def split_by_background(backgrounds: Sequence[int], held_out: int, seed: int) ->
     """
     backgrounds = np.asarray(backgrounds)
     validation: list[int] = []
-    for background in np.random.RandomState(seed).permutation(np.unique(backgrounds)):
+    for background in np.random.RandomState(seed % 2**32).permutation(np.unique(backgrounds)):
         if len(validation) >= held_out:
             break
         validation += np.flatnonzero(backgrounds == background).tolist()

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import math
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import uniform_filter
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
@@ -40,7 +40,8 @@ class SSIM(nn.Module):
         super().__init__()
         x = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
         window = torch.exp(-(x**2) / (2 * SIGMA**2))
-        self.register_buffer("window", window / window.sum(), persistent=False)
+        self.exact = window / window.sum()  # float64, which Apple's GPUs lack: it stays on the CPU
+        self.register_buffer("window", self.exact.float(), persistent=False)
         self.padding = WINDOW // 2 if padded else 0
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ class SSIM(nn.Module):
     def _blur(self, maps: Tensor) -> Tensor:
         """The 2-D Gaussian as two 1-D passes over every channel: the same sums, 22 products instead of 121."""
         channels = maps.shape[1]
-        window = self.window.to(maps)
+        window = self.window.to(maps.device) if maps.dtype == torch.float32 else self.exact.to(maps)
         rows = window.view(1, 1, 1, -1).expand(channels, -1, -1, -1)
         columns = window.view(1, 1, -1, 1).expand(channels, -1, -1, -1)
         maps = F.conv2d(maps, rows, padding=(0, self.padding), groups=channels)
@@ -131,9 +132,10 @@ def _downsample(image: np.ndarray, factor: int) -> np.ndarray:
     """Average over factor x factor (symmetric borders), then take every factor-th pixel from the first."""
     if factor == 1:
         return image
-    # MATLAB's imfilter centres an even window at its upper left middle, SciPy at the lower right.
-    origin = -1 if factor % 2 == 0 else 0
-    return uniform_filter(image, factor, mode="reflect", origin=origin)[::factor, ::factor]
+    # MATLAB's imfilter centres an even window at its upper left middle, OpenCV by itself at the lower right.
+    middle = ((factor - 1) // 2,) * 2
+    averaged = cv2.boxFilter(image, -1, (factor, factor), anchor=middle, borderType=cv2.BORDER_REFLECT)
+    return averaged[::factor, ::factor]
 
 
 def _check_image(image: np.ndarray) -> None:

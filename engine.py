@@ -105,7 +105,7 @@ def train(settings: TrainSettings) -> None:
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr)
     similarity = SSIM().to(device)
     run = Run(settings, network, average, optimizer)
-    step = run.restore(device)
+    step = run.restore()
     if step >= last_step:
         print(f"{settings.save_path}: already trained for {step} steps; more --epochs (or --max_steps) would go on")
         return
@@ -170,20 +170,22 @@ def train(settings: TrainSettings) -> None:
                         f"validation at step {step}: {figures['psnr_y']:.3f} dB (Y) on {len(held_out)} pairs",
                         flush=True,
                     )
-                if interrupted():
-                    run.save(step)
-                    print(f"stopped at step {step}; the same command goes on from here")
-                    return
+                if step == last_step or interrupted():
+                    break
                 if now - saved > 60 * settings.save_minutes:
                     run.save(step)
                     saved = now
-                if step == last_step:
-                    break
 
+            epoch_is_over = step == (epoch + 1) * batches.per_epoch
+            if interrupted() and not epoch_is_over:
+                run.save(step)
+                print(f"stopped at step {step}; the same command goes on from here")
+                return
             means = dict(zip(("loss", "l1", "ssim_loss", "mse"), (sums / counted).tolist(), strict=True))
             means["psnr_rgb"] = -10 * math.log10(max(means.pop("mse"), 1e-10))
             pace = (step - first_step) / (time.monotonic() - began)
-            run.log({"epoch": epoch + 1, "step": step, **means, "lr": rate, "steps_per_second": pace})
+            means_of = {"epoch": epoch + 1, "step": step, "steps": counted}
+            run.log({**means_of, **means, "lr": rate, "steps_per_second": pace})
             for name, value in means.items():
                 writer.add_scalar(f"train/{name}", value, step)
             writer.add_scalar("optimizer/lr", rate, step)
@@ -191,9 +193,12 @@ def train(settings: TrainSettings) -> None:
             rows = [images[:4].detach().float().clamp(0, 1).cpu() for images in (rainy, derained, clean)]
             writer.add_image("train/rainy_derained_clean", make_grid(torch.cat(rows), nrow=len(rows[0])), step)
             sums, counted = torch.zeros(4), 0
-            run.save(step, epoch + 1 if step == (epoch + 1) * batches.per_epoch else None)
+            run.save(step, epoch + 1 if epoch_is_over else None)
             if step == last_step:
                 break
+            if interrupted():
+                print(f"stopped at step {step}, the end of an epoch; the same command goes on from here")
+                return
     writer.close()
     print(f"done: {settings.save_path / 'net_latest.pth'}")
 
@@ -236,7 +241,7 @@ def evaluate(settings: EvalSettings) -> None:
     tile = parse_tile(settings.tile)
     data_path = settings.data_path or default_data(settings)
     pairs: Sequence[Pair | Path] = find_rainy(data_path) if settings.pairs is None else find_pairs(data_path)
-    label = data_set_label(settings, data_path, len(pairs))
+    label = data_set_label(settings, data_path, pairs)
     default_name = data_path.resolve().name if settings.pairs and label != settings.name else settings.name
     save_path = settings.save_path or Path("results") / default_name
     outputs = report.output_paths(save_path, pairs)
@@ -274,6 +279,11 @@ def evaluate(settings: EvalSettings) -> None:
         shown = f" {figures['psnr_y']:6.2f} dB" if figures else ""
         print(f"[{i + 1}/{len(pairs)}] {output.name}{shown} {milliseconds / 1000:.2f} s", flush=True)
 
+    if rows and label == settings.name and settings.input_psnr_y is not None:
+        found = report.means(rows, "input_")["psnr_y"]
+        if abs(found - settings.input_psnr_y) > 0.01:  # as many pairs, but other pictures
+            label = f"{data_path.resolve().name} (rainy input {found:.2f} dB), not {settings.name}"
+            rows = [row | {"data_set": label} for row in rows]
     if rows:
         lines = [] if settings.pairs is None else report.summary_lines(settings, label, rows, pairs)
         summary = {
@@ -295,14 +305,15 @@ def evaluate(settings: EvalSettings) -> None:
         raise InputError(f"{len(refused)} of {len(pairs)} images were refused: see the lines that begin with 'refused'")
 
 
-def data_set_label(settings: EvalSettings, data_path: Path, count: int) -> str:
+def data_set_label(settings: EvalSettings, data_path: Path, pairs: Sequence[Pair | Path]) -> str:
     """What every row, CSV and JSON calls the pictures: the data set's name only if they can be that set."""
-    synthetic = synthetic_label(data_path)
+    first = pairs[0].rainy if isinstance(pairs[0], Pair) else pairs[0]
+    synthetic = synthetic_label(first.parent)
     if synthetic:
         return f"{synthetic}, not {settings.name}" if settings.pairs else synthetic
-    if settings.pairs in (None, count):
+    if settings.pairs in (None, len(pairs)):
         return settings.name
-    return f"{data_path.resolve().name} ({count} pairs), not {settings.name}"
+    return f"{data_path.resolve().name} ({len(pairs)} pairs), not {settings.name}"
 
 
 def default_data(settings: EvalSettings) -> Path:
@@ -329,7 +340,7 @@ def weights_file(logdir: Path) -> Path:
 def load_weights(path: Path, device: torch.device) -> DARGNet:
     """The folded network of a weights file; errors are for the user to read."""
     try:
-        return fold(load_network(path, device))
+        return fold(load_network(path)).to(device)
     except ValueError as error:
         raise InputError(str(error)) from error
 

@@ -184,21 +184,24 @@ class FoldedDualAttention(nn.Module):
         super().__init__()
         spatial, channel = attention.spatial, attention.channel
         channels = spatial.conv_d1.out_channels
-        with torch.no_grad():
-            merge, bias = spatial.merge.weight.double(), spatial.merge.bias.double()
+        with torch.no_grad():  # in float64, so on the CPU: Apple's GPUs have none
+            merge, bias, conv, conv_bias = (
+                t.cpu().double() for layer in (spatial.merge, spatial.conv_d1) for t in (layer.weight, layer.bias)
+            )
             merge_a, merge_b = merge.split(channels, dim=1)
-            near = torch.einsum("om,mihw->oihw", merge_a[..., 0, 0], spatial.conv_d1.weight.double())
-            near_bias = merge_a[..., 0, 0] @ spatial.conv_d1.bias.double() + bias
+            near = torch.einsum("om,mihw->oihw", merge_a[..., 0, 0], conv)
+            near_bias = merge_a[..., 0, 0] @ conv_bias + bias
         self.near = conv3x3(channels, channels, bias=True)
         self.middle, self.far = spatial.conv_d2, spatial.conv_d5
         self.merge_a = nn.Conv2d(channels, channels, 1)
         self.merge_b = nn.Conv2d(channels, channels, 1, bias=False)
         self.depthwise, self.pointwise = channel.depthwise, channel.pointwise
         values = {"near": (near, near_bias), "merge_a": (merge_a, bias), "merge_b": (merge_b, None)}
-        for name, (weight, conv_bias) in values.items():
-            getattr(self, name).weight.data = weight.to(spatial.merge.weight.dtype)
-            if conv_bias is not None:
-                getattr(self, name).bias.data = conv_bias.to(spatial.merge.weight.dtype)
+        like = spatial.merge.weight
+        for name, tensors in values.items():
+            for kind, tensor in zip(("weight", "bias"), tensors, strict=True):
+                if tensor is not None:
+                    getattr(getattr(self, name), kind).data = tensor.to(like.dtype).to(like.device)
         self.slope, self.gate_slope, self.out_slope = (float(a.weight) for a in (spatial.act, channel.act, act))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -331,12 +334,16 @@ def load_network(path: str | Path, device: str | torch.device = "cpu") -> DARGNe
     except Exception as error:  # torch.load raises half a dozen types for a damaged or unsafe file
         raise ValueError(f"{path}: not a readable weights file ({type(error).__name__})") from error
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
-        state = state["model"]
+        average = state.get("average")  # what such a run saves as its weights, where it keeps one
+        state = average if isinstance(average, Mapping) else state["model"]
+        state = {key: value for key, value in state.items() if key != "n_averaged"}
     if not (isinstance(state, Mapping) and state and all(isinstance(v, Tensor) for v in state.values())):
         raise ValueError(f"{path}: holds no state dict (a mapping from names to tensors)")
+    if not all(isinstance(key, str) for key in state):
+        raise ValueError(f"{path}: holds no state dict (its names are not text)")
     state = convert_state_dict(state)
     head = state.get("head.0.weight")
-    channels = head.shape[0] if head is not None and head.dim() == 4 else 32
+    channels = head.shape[0] if head is not None and head.dim() == 4 and len(head) else 32
     numbers = [int(k.split(".")[1]) for k in state if k.startswith("groups.") and k.split(".")[1].isdigit()]
     if channels > 1024 or max(numbers, default=4) >= 1000:
         raise ValueError(f"{path}: claims {channels} channels, {max(numbers, default=4) + 1} groups: not a DARGNet")

@@ -77,8 +77,16 @@ def output_paths(save_path: Path, pairs: Sequence[Pair | Path]) -> list[Path]:
     stems = Counter(path.stem.casefold() for path in inputs)
     names = [path.stem + ".png" if stems[path.stem.casefold()] == 1 else path.name + ".png" for path in inputs]
     outputs = [save_path / name for name in names]
-    every = {p.resolve() for pair in pairs for p in ((pair.rainy, pair.clean) if isinstance(pair, Pair) else (pair,))}
+    every = [p for pair in pairs for p in ((pair.rainy, pair.clean) if isinstance(pair, Pair) else (pair,))]
+    taken = {_same_on_any_system(path) for path in every}
     for output in outputs:
-        if output.resolve() in every:
-            raise InputError(f"{output}: would be overwritten by its own result; choose another --save_path")
+        place = _same_on_any_system(output)
+        if place in taken:
+            raise InputError(f"{output}: would replace an input or another result; choose another --save_path")
+        taken.add(place)
     return outputs
+
+
+def _same_on_any_system(path: Path) -> str:
+    """One text for all spellings of a path, also where capitals make no difference."""
+    return str(path.resolve()).casefold()

@@ -68,6 +68,7 @@ class EvalSettings:
     name: str = ""  # of the data set
     rain: str = "heavy"  # of the stand-in where the data set is missing
     pairs: int | None = None  # how many the data set has; None: there are no clean images to measure against
+    input_psnr_y: float | None = None  # mean of its rainy images, by which it is told from other sets of as many pairs
     unseen: tuple[int, ...] = ()  # numbers of the images whose backgrounds RainTrainL does not show
     reference: tuple[float, float, float | None] | None = None  # psnr_y, ssim_y, psnr_rgb of the authors' outputs
 

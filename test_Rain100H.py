@@ -23,6 +23,7 @@ class Settings(EvalSettings):
     name: str = "Rain100H"
     rain: str = "heavy"
     pairs: int | None = 100
+    input_psnr_y: float | None = 13.55
     reference: tuple[float, float, float | None] | None = (29.8105, 0.90521, 28.384)
 
 

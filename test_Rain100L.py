@@ -23,6 +23,7 @@ class Settings(EvalSettings):
     name: str = "Rain100L"
     rain: str = "light"
     pairs: int | None = 100
+    input_psnr_y: float | None = 26.9007
     reference: tuple[float, float, float | None] | None = (37.7139, 0.98053, 36.284)
 
 

@@ -24,6 +24,7 @@ class Settings(EvalSettings):
     name: str = "Rain12"
     rain: str = "light"
     pairs: int | None = 12
+    input_psnr_y: float | None = 30.143
     unseen: tuple[int, ...] = (9, 10, 11, 12)
     reference: tuple[float, float, float | None] | None = (36.822, 0.9618, None)
 

@@ -36,14 +36,14 @@ class Run:
         self.network, self.average, self.optimizer = network, average, optimizer
         self.latest, self.previous = self.folder / "state_latest.pth", self.folder / "state_previous.pth"
 
-    def restore(self, device: torch.device) -> int:
+    def restore(self) -> int:
         """Load the newest whole training state of the folder, if there is one; returns its step."""
         files = [path for path in (self.latest, self.previous) if path.exists()]
         if files and self.resume == "never":
             raise InputError(f"{self.folder}: holds a training run already; choose another --save_path or remove it")
         for path in files:
             try:
-                state = torch.load(path, map_location=device, weights_only=True)
+                state = torch.load(path, map_location="cpu", weights_only=True)
                 before = state["settings"]
                 break
             except Exception as error:  # torch.load raises many types for a damaged file
@@ -56,6 +56,9 @@ class Run:
         if changed and self.resume != "force":
             listed = ", ".join(f"{k} {before.get(k)} -> {self.settings[k]}" for k in changed)
             raise InputError(f"{path}: trained with other settings ({listed}); restore them, or --resume force")
+        if path == self.previous and self.latest.exists():
+            # The next save would else put the damaged state in the place of this good one.
+            self.latest.replace(self.latest.with_name(self.latest.name + ".damaged"))
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None and state["average"] is not None:
@@ -158,6 +161,6 @@ def interrupts_noted() -> Iterator[Callable[[], bool]]:
 
 
 def ignore_interrupts(_worker: int) -> None:
-    """For DataLoader workers: a Ctrl-C reaches them too, but only the main process may act on it."""
+    """For DataLoader workers: Ctrl-C and a SIGTERM to all reach them too, but only the main process may act."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -40,9 +40,12 @@ class InputError(Exception):
 def run_script(run: Callable[[Any], None], settings: type, doc: str) -> None:
     """Parse the command line into `settings`, call `run` with them, and end as a good command does.
 
-    Anything the user can mend ends in one line on stderr and exit status 2 (130 for Ctrl-C);
-    a traceback means a fault of this program.
+    Anything the user can mend ends in one line on stderr and exit status 2, Ctrl-C in 130 (but
+    training saves its state and ends well); a traceback means a fault of this program.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # no file name that can't be shown is a reason to stop
     try:
         run(parse_settings(settings, doc))
     except (InputError, OSError) as error:
@@ -103,7 +106,9 @@ class Picture:
 
 
 def read_picture(path: Path) -> Picture:
-    """Read an image of 8 or 16 bits: grey, colour or palette, with or without alpha, EXIF turned upright.
+    """Read an image of 8 or 16 bits: grey, colour or palette, with or without alpha (which makes grey colour).
+
+    JPEGs are turned upright by their EXIF data.
 
     Raises InputError, naming the path, if the file is missing, truncated, no image, or of
     another depth.
@@ -114,7 +119,7 @@ def read_picture(path: Path) -> Picture:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     jpeg, png = data[:2] == b"\xff\xd8", data[:4] == b"\x89PNG"
     # OpenCV fills in what a cut-off file lacks with grey or black: look for the end marks ourselves.
-    if (png and b"IEND" not in data[-1024:]) or (jpeg and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")):
+    if (png and b"IEND" not in data) or (jpeg and not _jpeg_is_whole(data)):
         raise InputError(f"{path}: the image is cut off after {len(data)} bytes; get it again")
     # IMREAD_UNCHANGED alone keeps alpha but ignores the EXIF rotation, which only JPEGs commonly have.
     flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH if jpeg else cv2.IMREAD_UNCHANGED
@@ -130,6 +135,14 @@ def read_picture(path: Path) -> Picture:
         return Picture(np.repeat(pixels[..., None], 3, axis=2), grey=True)
     alpha = np.ascontiguousarray(pixels[..., 3]) if pixels.shape[2] == 4 else None
     return Picture(np.ascontiguousarray(pixels[..., 2::-1]), alpha)  # HWC BGR(A) -> HWC RGB
+
+
+def _jpeg_is_whole(data: bytes) -> bool:
+    """Whether a JPEG's first scan is followed by an end mark; cameras may append anything behind that."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":  # segments before the scan
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big") if data[at + 1 : at + 2] != b"\xff" else 1
+    return data.find(b"\xff\xd9", at) >= 0
 
 
 def read_rgb(path: Path) -> np.ndarray:
@@ -196,7 +209,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a whole file, or leave what was there."""
     with atomic_path(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        # File names need not be valid text: what can't be encoded is spelled out, not fatal.
+        temporary.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -240,6 +254,8 @@ def sha256_of(path: Path) -> str:
 def choose_device(name: str) -> torch.device:
     """'auto' (CUDA, else Apple's MPS, else the CPU), 'cpu', 'cuda', 'cuda:N' or 'mps'.
 
+    float32 is made to mean float32: by itself cuDNN rounds it to 10 bits (TF32) in convolutions.
+
     Raises InputError if this machine has no such device.
     """
     if name == "auto":
@@ -247,6 +263,7 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
+        torch.backends.cudnn.allow_tf32 = False
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {name}: not available on this machine; use --device auto or cpu") from error
     return device
@@ -262,14 +279,17 @@ def set_seed(seed: int) -> None:
 def free_memory(device: torch.device) -> int:
     """Bytes that may be used on `device` now; 4 GiB where the system doesn't tell."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, to use again
+        return torch.cuda.mem_get_info(device)[0] + kept
+    limits = []
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+        group = Path("/sys/fs/cgroup")  # a container's limit
+        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):
         pass
-    return 4 * 2**30
+    return min(limits, default=4 * 2**30)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

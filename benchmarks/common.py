@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils import environment, write_json
+from utils import InputError, environment, write_json
 
 Candidates = Mapping[str, Callable[[], object]]
 
@@ -22,6 +22,8 @@ def measure(candidates: Candidates, device: torch.device, rounds: int, warmup: i
     Interleaving spreads whatever else the machine does evenly over the candidates, so that their
     ratios hold better than their times.
     """
+    if rounds < 1:
+        raise InputError(f"--rounds {rounds}: must be at least 1")
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(-warmup, rounds):
         for name, call in candidates.items():
@@ -39,6 +41,8 @@ def synchronise(device: torch.device) -> None:
     """Wait until the device has done what it was given: its calls return early."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def summarise(seconds: Mapping[str, list[float]], notes: Mapping[str, str] | None = None) -> list[dict[str, Any]]:

@@ -151,9 +151,11 @@ def write_set(out: Path, photographs: Iterable[tuple[str, np.ndarray]], kind: st
     if out.exists() and not (out / MARKER).is_file():
         raise InputError(f"{out}: exists and is no synthetic set; choose another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
+    replaces = out.exists()
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    old = temporary.with_suffix(".old")
     try:
-        random, number, names = np.random.RandomState(seed), 0, []
+        random, number, names = np.random.RandomState(seed % 2**32), 0, []
         for name, clean in photographs:
             names.append(name)
             for _ in range(layers):
@@ -167,21 +169,28 @@ def write_set(out: Path, photographs: Iterable[tuple[str, np.ndarray]], kind: st
         content = {"kind": kind, "seed": seed, "layers": layers, "photographs": names, "pairs": number}
         write_json(temporary / MARKER, {"synthetic": True, "generator": VERSION, **content})
         temporary.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.rename(out)
+        if replaces:
+            out.rename(old)
+        try:
+            temporary.rename(out)
+        except OSError as error:  # somebody made it meanwhile: theirs stays, and serves if it is such a set
+            if not (out / MARKER).is_file():
+                raise InputError(f"{out}: was made by somebody else meanwhile; choose another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
     return number
 
 
 def synthetic_label(folder: Path) -> str | None:
-    """What to call a folder's pictures if they were made here, e.g. 'synthetic heavy rain'; else None."""
-    try:
-        content = json.loads((folder / MARKER).read_text())
-        return f"synthetic {content['kind']} rain"
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    """What to call a folder's pictures if it or one of the two above were made here: 'synthetic heavy rain'."""
+    for place in (folder, *folder.resolve().parents[:2]):
+        try:
+            content = json.loads((place / MARKER).read_text())
+            return f"synthetic {content['kind']} rain"
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
 
 
 def stand_in(kind: str, root: Path = Path("datasets/test")) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from conftest import LAYOUT_PATTERNS, scene, write, write_pairs
 from torch.utils.data import DataLoader
 
 from DerainDataset import (
-    RAIN100_BACKGROUNDS,
     DerainDataset,
     Pair,
+    _row_digests,
     find_pairs,
     find_rainy,
     is_strict,
@@ -118,6 +119,11 @@ def test_unpaired_images(tmp_path: Path) -> None:
         write(tmp_path / name, scene(1)[0])
     assert [path.name for path in find_rainy(tmp_path)] == ["a.jpg", "b9.png", "b10.png"]
     assert find_rainy(tmp_path / "b9.png") == [tmp_path / "b9.png"]
+    for name in ("rainy_day.png", "no-rain.png"):  # photographs with such names are no data set
+        write(tmp_path / "odd" / name, scene(1)[0])
+        write(tmp_path / "odd/rain/other.png", scene(1)[0])
+    write(tmp_path / "odd/street.png", scene(1)[0])
+    assert [path.name for path in find_rainy(tmp_path / "odd")] == ["no-rain.png", "rainy_day.png", "street.png"]
     paired = write_pairs(tmp_path / "paired", 2)
     assert [path.name for path in find_rainy(paired)] == ["rain-001.png", "rain-002.png"]
     for bad in (tmp_path / "none", tmp_path / "paired" / "empty"):
@@ -137,15 +143,19 @@ def test_the_strict_rule_keeps_1254_and_shares_no_background_with_rain100() -> N
     kept, sentence = strict_raintrainh(numbered(range(1, 1801)))
     assert len(kept) == 1254
     assert "1254 of 1800" in sentence
-    assert {(pair.number - 1) % 300 for pair in kept}.isdisjoint(RAIN100_BACKGROUNDS)
-    assert len(RAIN100_BACKGROUNDS) == 91
-    assert is_strict(2)
-    assert not is_strict(1)
+    assert "none with a background" in sentence
+    # Read off the sets themselves: Rain100 shows BSD300's photographs 1, 10 and 100 to 188.
+    shown = {1, 10, *range(100, 189)}
+    assert [n for n in range(1, 301) if not is_strict(n)] == sorted(shown)
+    for n in (301, 310, 400, 488, 1501, 1600):
+        assert not is_strict(n)
+    for n in (2, 9, 11, 99, 189, 300, 302, 399, 1800):
+        assert is_strict(n)
     assert strict_raintrainh(kept)[0] == kept  # a folder that holds the strict set already
 
 
 def test_the_strict_rule_leaves_other_sets_alone() -> None:
-    for count in (4, 200, 1254):
+    for count in (4, 200, 1254, 1500, 1799):
         kept, sentence = strict_raintrainh(numbered(range(1, count + 1)))
         assert len(kept) == count
         assert "not applied" in sentence
@@ -206,6 +216,40 @@ def test_prepare_keeps_a_foreign_file(folder: Path, kind: str) -> None:
     prepare(folder, log=quiet)
     assert len(DerainDataset(path, 32, 32).pairs) == 4
     assert path.with_name("set.h5.foreign").read_bytes() == content
+    path.write_bytes(content)
+    prepare(folder, log=quiet)
+    assert path.with_name("set.h5.foreign1").read_bytes() == content
+
+
+def test_the_strict_set_has_a_file_of_its_own(tmp_path: Path) -> None:
+    rainy, clean = (write(tmp_path / f"{name}.png", image) for name, image in zip("rc", scene(1, 16, 16), strict=True))
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for number in range(1, 1801):
+        (folder / f"rain-{number}.png").hardlink_to(rainy)
+        (folder / f"norain-{number}.png").hardlink_to(clean)
+    strict, every = prepare(folder, strict=True, log=quiet), prepare(folder, log=quiet)
+    assert (strict.name, every.name) == ("set.strict.h5", "set.h5")
+    assert (len(DerainDataset(strict, 16, 16)), len(DerainDataset(every, 16, 16))) == (1254, 1800)
+    (folder / "synthetic.json").write_text("{}")  # a synthetic set of as many has no such rule
+    assert prepare(folder, strict=True, log=quiet) == every
+
+
+def test_a_set_may_be_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert prepare(Path(), log=quiet) == folder.with_name("set.h5")
+
+
+def test_a_set_that_is_packed_anew_keeps_serving_who_has_it(folder: Path) -> None:
+    data = DerainDataset(prepare(folder, log=quiet), 32, 32)
+    pickled = pickle.dumps(data)
+    first = data[0][0].clone()
+    for pair in find_pairs(folder):
+        write(pair.rainy, scene(50 + pair.number)[0])
+    prepare(folder, log=quiet)
+    assert torch.equal(data[0][0], first)
+    with pytest.raises(InputError, match="packed anew"):
+        pickle.loads(pickled)[0]
 
 
 def test_a_failed_prepare_leaves_the_old_file(folder: Path) -> None:
@@ -325,3 +369,14 @@ def test_the_split_is_by_background(tmp_path: Path) -> None:
     assert any(split_by_background(backgrounds, 8, seed=s)[1] != validation for s in range(10))
     with pytest.raises(InputError, match="leaves no background"):
         split_by_background(backgrounds, 30, seed=0)
+
+
+def test_real_sets_share_no_background_where_they_should_not() -> None:
+    """For whoever has the real sets: RainTrainL and Rain100L have no photograph in common."""
+    root = Path(__file__).resolve().parent.parent / "datasets"
+    sets = (root / "train/RainTrainL", root / "test/Rain100L")
+    if not all(folder.is_dir() for folder in sets):
+        pytest.skip("the real sets are not here")
+    rows = [{row for pair in find_pairs(folder) for row in _row_digests(read_pair(pair)[1])} for folder in sets]
+    assert all(rows)
+    assert not rows[0] & rows[1]

@@ -69,21 +69,29 @@ def test_every_published_tensor_matters() -> None:
     state = plain_dargnet.random_published_state(2)
     rainy = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     network = DARGNet()
+    with torch.no_grad():
+        unchanged = plain_dargnet.dargnet(state, rainy)
     for key in state:
         changed = state | {key: state[key] + 0.05}
         network.load_state_dict(convert_state_dict(changed))
         with torch.no_grad():
-            torch.testing.assert_close(network(rainy), plain_dargnet.dargnet(changed, rainy), rtol=0, atol=2e-5)
+            found = network(rainy)
+            torch.testing.assert_close(found, plain_dargnet.dargnet(changed, rainy), rtol=0, atol=2e-5)
+        assert ((found - unchanged).abs().max() < 1e-5) == (key == "PR.weight"), key
 
 
-@pytest.mark.parametrize("form", ["ours", "published", "data parallel", "training state"])
+@pytest.mark.parametrize("form", ["ours", "published", "data parallel", "training state", "averaged training state"])
 def test_load_network_takes(tmp_path: Path, form: str, network: DARGNet) -> None:
     state = network.state_dict()
     content = {
         "ours": state,
         "published": plain_dargnet.random_published_state(1),
         "data parallel": {f"module.{k}": v for k, v in state.items()},
-        "training state": {"model": state, "step": 3, "settings": {"lr": 0.001}},
+        "training state": {"model": state, "average": None, "step": 3, "settings": {"lr": 0.001}},
+        "averaged training state": {
+            "model": {k: v + 1 for k, v in state.items()},
+            "average": {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in state.items()}},
+        },
     }[form]
     torch.save(content, tmp_path / "weights.pth")
     loaded = load_network(tmp_path / "weights.pth")
@@ -108,6 +116,8 @@ def _break(state: dict[str, torch.Tensor], how: str) -> object:
         "shape": state | {first: torch.zeros(32, 3, 5, 5)},
         "foreign": {"encoder.0.weight": torch.zeros(4, 4)},
         "list": [1, 2, 3],
+        "numbers": {1: torch.zeros(1)},
+        "no channels": state | {first: torch.zeros(0, 3, 3, 3)},
         "empty": {},
     }[how]
 
@@ -120,6 +130,8 @@ def _break(state: dict[str, torch.Tensor], how: str) -> object:
         ("shape", r"head\.0\.weight is \(32, 3, 5, 5\), not \(32, 3, 3, 3\)"),
         ("foreign", "missing .* more"),
         ("list", "no state dict"),
+        ("numbers", "no state dict"),
+        ("no channels", r"head\.0\.weight is \(0, 3, 3, 3\)"),
         ("empty", "no state dict"),
     ],
 )

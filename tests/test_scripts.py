@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import runpy
 import sys
 from collections.abc import Callable
@@ -14,8 +15,11 @@ import pytest
 import torch
 from conftest import ROOT, SCRIPTS, scene, write, write_pairs
 
-from DerainDataset import find_pairs
+from datasets.synthesize import stand_in
+from DerainDataset import Pair, find_pairs
 from networks import DARGNet, load_network
+from report import METRICS, summary_lines, table
+from settings import EvalSettings
 from SSIM import image_metrics
 from utils import Picture, read_picture, read_rgb, sha256_of, write_picture
 
@@ -164,19 +168,36 @@ def test_each_test_script_measures(command: Command, tmp_path: Path, weights: Pa
     assert "authors" not in result.stdout
 
 
-def test_the_whole_rain12_shows_its_reference_and_its_unseen_images(
-    inline: Command, tmp_path: Path, weights: Path
-) -> None:
+def test_a_set_of_as_many_other_pictures_is_not_the_data_set(inline: Command, tmp_path: Path, weights: Path) -> None:
     write_pairs(tmp_path / "datasets/test/Rain12", 12)
     result = inline("test_Rain12.py", "--logdir", weights)
     assert result.returncode == 0, result.stderr
     rows = list(csv.DictReader((tmp_path / "results/Rain12/results.csv").open()))
-    unseen = np.mean([float(row["psnr_y"]) for row in rows[8:]])
-    line = next(line for line in result.stdout.splitlines() if "4 images RainTrainL lacks" in line)
-    assert f"{unseen:.3f}" in line
-    line = next(line for line in result.stdout.splitlines() if "authors' released outputs" in line)
-    assert line.split()[-4:] == ["36.822", "0.9618", "-", "-"]
-    assert "synthetic" not in result.stdout
+    assert all("dB), not Rain12" in row["data_set"] for row in rows)
+    assert "dB), not Rain12)" in result.stdout
+    assert "authors" not in result.stdout
+
+
+def test_synthetic_pictures_stay_synthetic_wherever_they_lie(inline: Command, tmp_path: Path, weights: Path) -> None:
+    stand_in("light", tmp_path / "Rain12")  # 12 pairs, one folder further down
+    for data in ("Rain12", "Rain12/synthetic_light"):
+        result = inline("test_Rain12.py", "--data_path", data, "--logdir", weights, "--save_path", "out")
+        assert "this run (synthetic light rain, not Rain12)" in result.stdout
+        assert "authors" not in result.stdout
+    inline("test_real.py", "--data_path", "Rain12/synthetic_light/rainy", "--logdir", weights, "--save_path", "real")
+    assert json.loads((tmp_path / "real/results.json").read_text())["data_set"]["name"] == "synthetic light rain"
+
+
+def test_the_whole_rain12_has_its_reference_and_its_unseen_images() -> None:
+    settings = EvalSettings(name="Rain12", pairs=12, unseen=(9, 10, 11, 12), reference=(36.822, 0.9618, None))
+    pairs = [Pair(str(n), Path(f"{n}.png"), Path(f"{n}.png")) for n in range(1, 13)]
+    rows = [{prefix + m: float(n) for m in METRICS for prefix in ("", "input_")} for n in range(1, 13)]
+    lines = dict(summary_lines(settings, "Rain12", rows, pairs))
+    assert lines["this run"]["psnr_y"] == 6.5
+    assert lines["this run, 4 images RainTrainL lacks"]["ssim_rgb"] == 10.5
+    assert lines["authors' released outputs"] == {"psnr_y": 36.822, "ssim_y": 0.9618, "psnr_rgb": None}
+    shown = table("Rain12", list(lines.items())).splitlines()[-1]
+    assert shown.split()[-4:] == ["36.822", "0.9618", "-", "-"]
 
 
 @pytest.mark.parametrize("script", TEST_SCRIPTS)
@@ -274,7 +295,7 @@ def _spoil(folder: Path, how: str) -> tuple[str, ...]:
         return ("rain-002.png", "norain-002.png", "40x40")
     path = folder / "rainy/rain-002.png"
     path.write_bytes(path.read_bytes()[:300] if how == "cut off" else b"words")
-    return ("rain-002.png",)
+    return ("rain-002.png", "its partner is", "norain-002.png")
 
 
 @pytest.mark.parametrize("how", ["missing folder", "unpaired", "size", "tiny", "cut off", "text"])
@@ -314,4 +335,18 @@ def test_results_never_replace_their_inputs(inline: Command, tmp_path: Path, wei
         refused(
             inline(script, "--data_path", data, "--logdir", weights, "--save_path", out), "rain-001.png", "--save_path"
         )
+    write(tmp_path / "photos/IMG.PNG", scene(1)[0])  # the same file as IMG.png on many systems
+    refused(
+        inline("test_real.py", "--data_path", "photos", "--logdir", weights, "--save_path", "photos"), "--save_path"
+    )
     assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
+def test_a_file_name_that_is_no_text(inline: Command, tmp_path: Path, weights: Path) -> None:
+    """As unpacked from archives of other encodings."""
+    (tmp_path / "photos").mkdir()
+    os.link(write(tmp_path / "x.jpg", scene(1)[0]), os.fsencode(tmp_path / "photos") + b"/\xd3\xea1.jpg")
+    result = inline("test_real.py", "--data_path", "photos", "--logdir", weights, "--save_path", "out")
+    assert result.returncode == 0, result.stderr
+    assert len((tmp_path / "out/results.csv").read_text().splitlines()) == 2

@@ -18,9 +18,12 @@ import torch
 from conftest import ROOT, write_pairs
 
 import engine
+from DerainDataset import DerainDataset, split_by_background
+from networks import DARGNet, fold, load_network
 from settings import TrainSettings
+from SSIM import psnr_y
 from training import EpochBatches, learning_rate, moving_average, random_flips
-from utils import InputError
+from utils import InputError, quantize
 
 State = dict[str, torch.Tensor]
 
@@ -100,18 +103,36 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(settings: TrainSettings, tm
     assert same(train(settings, max_steps=steps, **options), whole)
 
 
+def test_stopping_at_an_epochs_end_loses_nothing_of_it(
+    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = engine.random_flips
+
+    def stop(*arguments: object, seed: tuple[int, int]) -> object:
+        if seed[1] == 8:  # the ninth and last step of the first epoch
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, seed=seed)
+
+    monkeypatch.setattr(engine, "random_flips", stop)
+    train(settings, epochs=2, max_steps=None, augment=True)
+    assert (settings.save_path / "net_epoch1.pth").exists()
+    assert [line["epoch"] for line in log(settings) if "loss" in line] == [1]
+
+
 def test_a_real_run_saves_when_told_to_stop(tmp_path: Path) -> None:
     """The real command, SIGTERM after its first lines, and the same command again."""
     write_pairs(tmp_path / "pairs", 2)
     arguments = ("--data_path", "pairs", "--save_path", "run", "--patch_size", "32", "--stride", "16")
     arguments += ("--batch_size", "2", "--device", "cpu", "--workers", "1", "--max_steps")
     command = [sys.executable, "-u", str(ROOT / "train_rain100L.py"), *arguments]
-    process = subprocess.Popen([*command, "100000"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "100000"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     lines = []
     for line in process.stdout:
         lines.append(line)
         if line.startswith("epoch 1/"):
-            process.send_signal(signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGTERM)  # to its workers too, as schedulers do
             break
     rest, _ = process.communicate(timeout=100)
     assert process.returncode == 0
@@ -154,6 +175,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(
     assert same(train(settings, epochs=2, max_steps=None), whole)
     shown = capsys.readouterr().out
     assert "state_latest.pth: damaged" in shown
+    assert (settings.save_path / "state_latest.pth.damaged").exists()  # and not in the place of the good one
     assert "step 9" in shown
     for path in (latest, settings.save_path / "state_previous.pth"):
         path.write_bytes(b"")
@@ -170,11 +192,6 @@ def test_a_loss_that_is_no_number_stops_the_run(settings: TrainSettings) -> None
 
 
 def test_validation_measures_the_saved_weights_on_whole_pairs(settings: TrainSettings, tmp_path: Path) -> None:
-    from DerainDataset import DerainDataset, split_by_background
-    from networks import fold, load_network
-    from SSIM import psnr_y
-    from utils import quantize
-
     write_pairs(tmp_path / "pairs", 4)
     train(settings, validation=2, max_steps=3, ema=0.9)
     line = next(line for line in log(settings) if "validation" in line)
@@ -248,7 +265,12 @@ def test_the_moving_average_forgets_its_beginning() -> None:
 
 
 def test_the_training_psnr_is_of_the_batches(settings: TrainSettings) -> None:
-    train(settings, max_steps=1, lr=1e-12)
+    weights = train(settings, max_steps=1, lr=1e-20)  # too small a step to change a weight
     line = next(line for line in log(settings) if "loss" in line)
-    assert math.isfinite(line["psnr_rgb"])
-    assert 0 < line["psnr_rgb"] < 40
+    data, batches = DerainDataset(settings.data_path.with_name("pairs.h5"), 32, 16), EpochBatches(18, 2, 0)
+    rainy, clean = (torch.stack(side) for side in zip(*(data[i] for i in next(iter(batches))), strict=True))
+    network = DARGNet()
+    network.load_state_dict(weights)
+    with torch.no_grad():
+        error = (network(rainy).clamp(0, 1) - clean).pow(2).mean().item()
+    assert line["psnr_rgb"] == pytest.approx(-10 * math.log10(error), abs=1e-4)

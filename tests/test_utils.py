@@ -84,6 +84,20 @@ def test_a_jpegs_exif_rotation_is_obeyed(tmp_path: Path) -> None:
     assert np.array_equal(read_rgb(path), np.rot90(upright, -1))
 
 
+def test_a_jpeg_may_be_followed_by_anything(tmp_path: Path) -> None:
+    """Phones append films to photographs; their bytes look like JPEG marks now and then."""
+    path = write(tmp_path / "photo.jpg", RGB)
+    whole = path.read_bytes()
+    expected = read_rgb(path)
+    path.write_bytes(whole + b"\x00\x00 film \xff\xda and more")
+    assert np.array_equal(read_rgb(path), expected)
+    # A thumbnail in front has an end mark of its own, which is not the picture's.
+    thumbnail = b"\xff\xe1" + (len(whole) + 2).to_bytes(2, "big") + whole
+    path.write_bytes(whole[:2] + thumbnail + whole[2:-200])
+    with pytest.raises(InputError, match="cut off"):
+        read_rgb(path)
+
+
 def test_read_rgb_brings_16_bits_to_8(tmp_path: Path) -> None:
     write_picture(tmp_path / "deep.png", Picture(RGB.astype(np.uint16) * 257, ALPHA.astype(np.uint16)))
     assert np.array_equal(read_rgb(tmp_path / "deep.png"), RGB)
