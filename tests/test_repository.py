@@ -24,7 +24,7 @@ LAYOUT = (
 
 def commands(document: Path) -> list[list[str]]:
     """The python commands of a document and of our scripts' docstrings, comments cut off."""
-    found = re.findall(r"\bpython3? ((?:-m )?[\w/.]+(?:\.py)?[^\n`|&#]*)", document.read_text())
+    found = re.findall(r"(?<![-\w])python3? ((?:-m \w+|[\w/.]+\.py)\b[^\n`|&#]*)", document.read_text())
     return [shlex.split(command.replace("(", " ").replace(")", " ")) for command in found]
 
 
