@@ -14,7 +14,9 @@ from conftest import ROOT, SCRIPTS
 from networks import load_network
 from utils import sha256_of
 
-DOCUMENTS = sorted(p for p in ROOT.rglob("*.md") if not {".git", ".venv", "results"} & set(p.relative_to(ROOT).parts))
+DOCUMENTS = sorted(
+    p for p in ROOT.rglob("*.md") if not any(part[0] == "." or part == "results" for part in p.relative_to(ROOT).parts)
+)
 LAYOUT = (
     *("README.md", "requirements.txt", "networks.py", "DerainDataset.py", "utils.py", "SSIM.py", "engine.py"),
     *("logs", "datasets", "tests", "LICENSE", "CITATION.cff", "pyproject.toml", ".ci/run"),
