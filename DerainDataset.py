@@ -36,6 +36,7 @@ LAYOUTS = (
     "input/ + target/; or rain-1.png + norain-1.png in one folder"
 )
 _PREFIX = re.compile(r"^(no-?)?rainy?([-_ ]|(?=[0-9])|$)", re.I)  # rain-1, norain-1, rain1, but not rainbow
+SYNTHETIC_MARKER = "synthetic.json"  # in every folder that datasets/synthesize.py made
 FORMAT, VERSION = "DARGNet training pairs", 1
 
 # RainTrainH's image n shows BSD300 photograph (n - 1) mod 300, in string order. These 91 are
@@ -212,7 +213,7 @@ def prepare(folder: Path, hdf5_path: Path | None = None, strict: bool = False, l
     Raises InputError for anything wrong with the images (see find_pairs and read_pair).
     """
     pairs, ending = find_pairs(folder), ".h5"
-    if strict and not (folder / "synthetic.json").exists():
+    if strict and not (folder / SYNTHETIC_MARKER).exists():
         kept, sentence = strict_raintrainh(pairs)
         log(sentence)
         pairs, ending = kept, ".h5" if len(kept) == len(pairs) else ".strict.h5"

@@ -27,12 +27,11 @@ import skimage.data
 if __name__ == "__main__":  # run as a file, Python looks for modules in datasets/ only
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from DerainDataset import list_images
+from DerainDataset import SYNTHETIC_MARKER, list_images
 from utils import InputError, Picture, read_rgb, run_script, setting, write_json, write_picture
 
 VERSION = 1  # of the generator: raised whenever the same seed gives other pictures
 MARGIN = 64  # pixels around the image from which streaks reach in
-MARKER = "synthetic.json"
 STAND_IN_LAYERS, STAND_IN_SEED = 3, 0
 STAND_IN_SIZE = (321, 481)  # height, width at most: the size of the sets it stands in for
 
@@ -148,7 +147,7 @@ def write_set(out: Path, photographs: Iterable[tuple[str, np.ndarray]], kind: st
 
     `out` appears only when it is complete. Raises InputError if `out` exists and was not made here.
     """
-    if out.exists() and not (out / MARKER).is_file():
+    if out.exists() and not (out / SYNTHETIC_MARKER).is_file():
         raise InputError(f"{out}: exists and is no synthetic set; choose another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     replaces = out.exists()
@@ -167,14 +166,14 @@ def write_set(out: Path, photographs: Iterable[tuple[str, np.ndarray]], kind: st
         if not number:
             raise InputError("no photograph to put rain on")
         content = {"kind": kind, "seed": seed, "layers": layers, "photographs": names, "pairs": number}
-        write_json(temporary / MARKER, {"synthetic": True, "generator": VERSION, **content})
+        write_json(temporary / SYNTHETIC_MARKER, {"synthetic": True, "generator": VERSION, **content})
         temporary.chmod(0o755)
         if replaces:
             out.rename(old)
         try:
             temporary.rename(out)
         except OSError as error:  # somebody made it meanwhile: theirs stays, and serves if it is such a set
-            if not (out / MARKER).is_file():
+            if not (out / SYNTHETIC_MARKER).is_file():
                 raise InputError(f"{out}: was made by somebody else meanwhile; choose another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -186,7 +185,7 @@ def synthetic_label(folder: Path) -> str | None:
     """What to call a folder's pictures if it or one of the two above were made here: 'synthetic heavy rain'."""
     for place in (folder, *folder.resolve().parents[:2]):
         try:
-            content = json.loads((place / MARKER).read_text())
+            content = json.loads((place / SYNTHETIC_MARKER).read_text())
             return f"synthetic {content['kind']} rain"
         except (OSError, ValueError, KeyError, TypeError):
             continue
@@ -199,7 +198,7 @@ def stand_in(kind: str, root: Path = Path("datasets/test")) -> Path:
     photographs = free_photographs("test")
     wanted = {"generator": VERSION, "seed": STAND_IN_SEED, "layers": STAND_IN_LAYERS, "kind": kind}
     try:
-        found = json.loads((out / MARKER).read_text())
+        found = json.loads((out / SYNTHETIC_MARKER).read_text())
     except (OSError, ValueError):
         found = {}
     if {key: found.get(key) for key in wanted} != wanted:
