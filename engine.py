@@ -39,6 +39,7 @@ from training import (
     learning_rate,
     moving_average,
     random_flips,
+    speed_up_prelus,
 )
 from utils import (
     InputError,
@@ -101,6 +102,8 @@ def train(settings: TrainSettings) -> None:
     last_step = min(settings.epochs * batches.per_epoch, settings.max_steps or math.inf)
 
     network = DARGNet().to(device, memory_format=torch.channels_last)
+    if device.type == "cpu":  # on others reading the slopes would wait for all work before
+        speed_up_prelus(network)
     average = AveragedModel(network, multi_avg_fn=moving_average(settings.ema)) if settings.ema else None
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr)
     similarity = SSIM().to(device)
@@ -126,7 +129,7 @@ def train(settings: TrainSettings) -> None:
                 if settings.augment:
                     rainy, clean = random_flips(rainy, clean, seed=(settings.seed, step))
                 rainy = rainy.to(memory_format=torch.channels_last)
-                rate = learning_rate(settings, step, epoch, last_step)
+                rate = learning_rate(settings, step, batches.per_epoch, last_step)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
 

@@ -57,8 +57,12 @@ class SpatialAttention(nn.Module):
         near = self.conv_d1(x)  # no activation on this branch
         middle = self.act(self.conv_d2(x))
         far = self.act(self.conv_d5(x))
-        near_middle = self.act(self.merge(torch.cat([near, middle], dim=1)))
-        return self.merge(torch.cat([near_middle, far], dim=1))
+        return self.join(self.act(self.join(near, middle)), far)
+
+    def join(self, first: Tensor, second: Tensor) -> Tensor:
+        """merge(cat([first, second], dim=1)), as a sum of two convolutions: there is nothing to copy then."""
+        weight_first, weight_second = self.merge.weight.split(first.shape[1], dim=1)
+        return F.conv2d(first, weight_first, self.merge.bias) + F.conv2d(second, weight_second)
 
     @property
     def radius(self) -> int:

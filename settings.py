@@ -20,7 +20,7 @@ class TrainSettings:
     epochs: int = setting(100, "passes over the patches")
     batch_size: int = setting(8, "patches per step")
     lr: float = setting(1e-3, "learning rate of Adam (highest)")
-    milestones: tuple[int, ...] = setting((40, 60, 80), "epochs after which the rate is multiplied by 0.2")
+    milestones: tuple[float, ...] = setting((40, 60, 80), "epochs, or fractions, after which the rate falls to 0.2 of it")
     patch_size: int = setting(100, "side of a training patch in pixels")
     stride: int = setting(80, "distance between patches in pixels")
     flip: bool = setting(False, "double the patches by left-right mirror images")

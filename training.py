@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Sampler
 
@@ -117,10 +118,10 @@ class EpochBatches(Sampler):
         return self.per_epoch - self.first
 
 
-def learning_rate(settings: TrainSettings, step: int, epoch: int, last_step: int) -> float:
-    """The rate of step `step` (counted from 0), in epoch `epoch` (likewise)."""
+def learning_rate(settings: TrainSettings, step: int, per_epoch: int, last_step: int) -> float:
+    """The rate of step `step` (counted from 0) of `last_step`, where an epoch has `per_epoch` steps."""
     if settings.schedule == "multistep":
-        return settings.lr * 0.2 ** sum(epoch >= milestone for milestone in settings.milestones)
+        return settings.lr * 0.2 ** sum(step >= milestone * per_epoch for milestone in settings.milestones)
     if step < settings.warmup:
         return settings.lr * (step + 1) / settings.warmup
     return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - settings.warmup) / max(1, last_step - settings.warmup)))
@@ -146,6 +147,43 @@ def moving_average(decay: float) -> Any:
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count) / (10 + count)))
 
     return update
+
+
+class SingleSlopeReLU(torch.autograd.Function):
+    """PReLU with one slope: any float tensor and the slope (1,) -> the same shape.
+
+    torch's own backward pass writes the slope's gradient out for every value before it adds them
+    up, on the CPU in a loop that isn't vectorised: an eighth of a training step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.slope = slope.item()
+        return F.leaky_relu(x, ctx.slope)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        (x,) = ctx.saved_tensors
+        by_channel = x.clamp_max(0).mul_(gradient).sum((0, 2, 3))
+        before = torch.ops.aten.leaky_relu_backward(gradient, x, ctx.slope, False)
+        return before, by_channel.sum(dtype=torch.float32).view(1)
+
+
+class SingleSlopePReLU(nn.PReLU):
+    """nn.PReLU() for (N, C, H, W) with the faster backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return SingleSlopeReLU.apply(x, self.weight)
+
+
+def speed_up_prelus(network: nn.Module) -> None:
+    """Give a network's PReLUs the faster backward pass; their weights and names stay what they are."""
+    for name, module in list(network.named_modules()):
+        if type(module) is nn.PReLU and module.num_parameters == 1:
+            faster = SingleSlopePReLU()
+            faster.weight = module.weight
+            network.set_submodule(name, faster)
 
 
 @contextmanager

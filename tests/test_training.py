@@ -22,7 +22,7 @@ from DerainDataset import DerainDataset, split_by_background
 from networks import DARGNet, fold, load_network
 from settings import TrainSettings
 from SSIM import psnr_y
-from training import EpochBatches, learning_rate, moving_average, random_flips
+from training import EpochBatches, learning_rate, moving_average, random_flips, speed_up_prelus
 from utils import InputError, quantize
 
 State = dict[str, torch.Tensor]
@@ -225,14 +225,15 @@ def test_every_patch_once_an_epoch_in_an_order_of_its_own() -> None:
 
 def test_the_published_learning_rate() -> None:
     settings = TrainSettings()
-    rates = {epoch: learning_rate(settings, 0, epoch, 1) for epoch in (0, 39, 40, 59, 60, 79, 80, 99)}
+    rates = {epoch: learning_rate(settings, 10 * epoch + 9, 10, 1000) for epoch in (0, 39, 40, 59, 60, 79, 80, 99)}
     expected = {0: 1e-3, 39: 1e-3, 40: 2e-4, 59: 2e-4, 60: 4e-5, 79: 4e-5, 80: 8e-6, 99: 8e-6}
     assert rates == pytest.approx(expected)
+    assert learning_rate(dataclasses.replace(settings, milestones=(0.5,)), 5, 10, 1000) == pytest.approx(2e-4)
 
 
 def test_the_cosine_learning_rate() -> None:
     settings = TrainSettings(schedule="cosine", warmup=10, lr=0.1)
-    rates = [learning_rate(settings, step, 0, 110) for step in range(110)]
+    rates = [learning_rate(settings, step, 1, 110) for step in range(110)]
     assert rates[0] == pytest.approx(0.01)
     assert rates[9] == rates[10] == pytest.approx(0.1)
     assert rates[60] == pytest.approx(0.05)
@@ -274,3 +275,24 @@ def test_the_training_psnr_is_of_the_batches(settings: TrainSettings) -> None:
     with torch.no_grad():
         error = (network(rainy).clamp(0, 1) - clean).pow(2).mean().item()
     assert line["psnr_rgb"] == pytest.approx(-10 * math.log10(error), abs=1e-4)
+
+
+@pytest.mark.parametrize("slope", [0.25, -0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_faster_prelu_is_a_prelu(slope: float, dtype: torch.dtype) -> None:
+    x = torch.randn(2, 3, 9, 11, generator=torch.Generator().manual_seed(0)).to(dtype)
+    network = torch.nn.Sequential(torch.nn.PReLU(init=slope))
+    results = []
+    for faster in (False, True):
+        if faster:
+            speed_up_prelus(network)
+        network.zero_grad()
+        x = x.detach().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            y = network(x)
+        y.backward(torch.linspace(-1, 1, y.numel()).view_as(y).to(y.dtype))
+        results.append((y.detach(), x.grad, network[0].weight.grad))
+    assert list(network.state_dict()) == ["0.weight"]
+    for plain, faster in zip(*results, strict=True):
+        assert plain.dtype == faster.dtype
+        assert torch.allclose(plain, faster, rtol=1e-5 if dtype == torch.float32 else 1e-2)
