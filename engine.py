@@ -34,11 +34,11 @@ from SSIM import PROTOCOL, SSIM, image_metrics, psnr_y, ssim_y
 from training import (
     EpochBatches,
     Run,
+    augmented,
     ignore_interrupts,
     interrupts_noted,
     learning_rate,
     moving_average,
-    random_flips,
     speed_up_prelus,
 )
 from utils import (
@@ -90,6 +90,10 @@ def train(settings: TrainSettings) -> None:
         backgrounds = DerainDataset(packed, settings.patch_size, settings.stride).backgrounds
         chosen, held_out = split_by_background(backgrounds, settings.validation, settings.seed)
     data = DerainDataset(packed, settings.patch_size, settings.stride, settings.flip, chosen)
+    validation = data
+    if settings.validation_path:
+        validation = DerainDataset(prepare(settings.validation_path), patch_size=1, stride=2**31)  # for whole images
+        held_out = validation.pairs
     batches = EpochBatches(len(data), settings.batch_size, settings.seed)
     loader = DataLoader(
         data,
@@ -101,7 +105,8 @@ def train(settings: TrainSettings) -> None:
     )
     last_step = min(settings.epochs * batches.per_epoch, settings.max_steps or math.inf)
 
-    network = DARGNet().to(device, memory_format=torch.channels_last)
+    network = DARGNet() if settings.init is None else load_weights(weights_file(settings.init))
+    network = network.to(device, memory_format=torch.channels_last)
     if device.type == "cpu":  # on others reading the slopes would wait for all work before
         speed_up_prelus(network)
     average = AveragedModel(network, multi_avg_fn=moving_average(settings.ema)) if settings.ema else None
@@ -126,8 +131,7 @@ def train(settings: TrainSettings) -> None:
             began, first_step = time.monotonic(), step
             for rainy, clean in loader:
                 rainy, clean = (x.to(device, non_blocking=True) for x in (rainy, clean))
-                if settings.augment:
-                    rainy, clean = random_flips(rainy, clean, seed=(settings.seed, step))
+                rainy, clean = augmented(rainy, clean, settings, step)
                 rainy = rainy.to(memory_format=torch.channels_last)
                 rate = learning_rate(settings, step, batches.per_epoch, last_step)
                 for group in optimizer.param_groups:
@@ -165,7 +169,7 @@ def train(settings: TrainSettings) -> None:
                         flush=True,
                     )
                 if held_out and (step % validate_every == 0 or step == last_step):
-                    figures = validate(run.best_network(), data, held_out, device, settings.precision)
+                    figures = validate(run.best_network(), validation, held_out, device, settings.precision)
                     run.log({"validation": len(held_out), "step": step, **figures})
                     for name, value in figures.items():
                         writer.add_scalar(f"validation/{name}", value, step)
@@ -249,7 +253,7 @@ def evaluate(settings: EvalSettings) -> None:
     save_path = settings.save_path or Path("results") / default_name
     outputs = report.output_paths(save_path, pairs)
     weights = weights_file(settings.logdir)
-    network = load_weights(weights, device)
+    network = fold(load_weights(weights)).to(device)
     print(f"{label}: {len(pairs)} images of {data_path}, weights {weights}, {device} {settings.precision}", flush=True)
 
     rows, refused = [], []
@@ -332,18 +336,18 @@ def default_data(settings: EvalSettings) -> Path:
     return stand_in(settings.rain)
 
 
-def weights_file(logdir: Path) -> Path:
-    """The weights that --logdir names: the file itself, or net_latest.pth in the folder."""
-    path = logdir / "net_latest.pth" if logdir.is_dir() else logdir
-    if not path.is_file():
-        raise InputError(f"{path}: no such weights; --logdir takes a folder with net_latest.pth, or a .pth file")
-    return path
+def weights_file(path: Path) -> Path:
+    """The weights that --logdir or --init names: the file itself, or net_latest.pth in the folder."""
+    file = path / "net_latest.pth" if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"{file}: no such weights; name a folder with net_latest.pth, or a .pth file")
+    return file
 
 
-def load_weights(path: Path, device: torch.device) -> DARGNet:
-    """The folded network of a weights file; errors are for the user to read."""
+def load_weights(path: Path) -> DARGNet:
+    """load_network with errors that are for the user to read."""
     try:
-        return fold(load_network(path)).to(device)
+        return load_network(path)
     except ValueError as error:
         raise InputError(str(error)) from error
 

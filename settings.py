@@ -10,17 +10,24 @@ from pathlib import Path
 
 from utils import InputError, setting
 
+# What --recipe changes. logs/README.md has the validation gain that earned each setting its place.
+RECIPES = {
+    "paper": {},
+    "best": {"schedule": "cosine", "ema": 0.999, "augment": True, "precision": "bf16"},
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
     """The published recipe; a train script overrides what its data set needs."""
 
+    recipe: str = setting("paper", "paper: as published; best: what validation prefers (logs/README.md)", RECIPES)
     data_path: Path = setting(Path(), "folder of training pairs")
     save_path: Path = setting(Path(), "folder for weights, training state and logs")
     epochs: int = setting(100, "passes over the patches")
     batch_size: int = setting(8, "patches per step")
     lr: float = setting(1e-3, "learning rate of Adam (highest)")
-    milestones: tuple[float, ...] = setting((40, 60, 80), "epochs, or fractions, after which the rate falls to 0.2 of it")
+    milestones: tuple[float, ...] = setting((40, 60, 80), "epochs (or fractions) after which the rate falls to a fifth")
     patch_size: int = setting(100, "side of a training patch in pixels")
     stride: int = setting(80, "distance between patches in pixels")
     flip: bool = setting(False, "double the patches by left-right mirror images")
@@ -29,12 +36,16 @@ class TrainSettings:
     warmup: int = setting(200, "steps of linear warm-up (cosine only)")
     ema: float = setting(0.0, "decay of the averaged weights that are saved; 0: save the last ones")
     augment: bool = setting(False, "mirror every patch left-right and upside down at random")
+    recombine: bool = setting(False, "give every patch the rain of another patch of its batch, drawn anew at each step")
+    gain: float = setting(0.0, "make each patch's rain up to this much (0.3: 30 %) stronger or fainter at random")
     validation: int = setting(0, "pairs to hold out, by background; 0: train on all, as published")
+    validation_path: Path | None = setting(None, "folder of pairs to validate on, in place of held-out ones")
     validate_every: int = setting(0, "steps between validations; 0: at each epoch's end")
     workers: int = setting(2, "processes that read patches")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = setting("fp32", "arithmetic of the network; the loss is always fp32", ("fp32", "bf16"))
     seed: int = setting(0, "seed of everything random")
+    init: Path | None = setting(None, "weights to start from, not random ones: a .pth file, or its folder")
     max_steps: int | None = setting(None, "stop after this many steps in all, even within an epoch")
     resume: str = setting(
         "auto",
@@ -49,7 +60,7 @@ class TrainSettings:
     # These may differ between the parts of a run that was stopped and resumed.
     FREE = (
         *("save_path", "epochs", "max_steps", "validate_every"),
-        *("workers", "device", "resume", "save_minutes"),
+        *("recipe", "workers", "device", "resume", "save_minutes"),
     )
 
 
@@ -82,8 +93,11 @@ def check_settings(settings: TrainSettings) -> None:
     for name in ("workers", "validation", "validate_every", "warmup", "save_minutes"):
         if getattr(settings, name) < 0:
             raise InputError(f"--{name} {getattr(settings, name)}: must not be below 0")
-    if not 0 <= settings.ema < 1:
-        raise InputError(f"--ema {settings.ema}: must be at least 0 and below 1")
+    for name in ("ema", "gain"):
+        if not 0 <= getattr(settings, name) < 1:
+            raise InputError(f"--{name} {getattr(settings, name)}: must be at least 0 and below 1")
+    if settings.validation and settings.validation_path:
+        raise InputError(f"--validation {settings.validation} and --validation_path: only one of them at a time")
 
 
 def parse_tile(text: str) -> int | None:

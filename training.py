@@ -127,15 +127,36 @@ def learning_rate(settings: TrainSettings, step: int, per_epoch: int, last_step:
     return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - settings.warmup) / max(1, last_step - settings.warmup)))
 
 
-def random_flips(rainy: Tensor, clean: Tensor, seed: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Mirror each pair (N, 3, H, W) left-right, upside down, both or not at all, drawn from `seed`.
+def augmented(rainy: Tensor, clean: Tensor, settings: TrainSettings, step: int) -> tuple[Tensor, Tensor]:
+    """A batch, each (N, 3, H, W) RGB in [0, 1], as the settings vary it; the draws depend on seed and step alone."""
+    random = np.random.RandomState([settings.seed % 2**32, step])
+    if settings.augment:
+        rainy, clean = random_flips(rainy, clean, random)
+    if settings.recombine or settings.gain:
+        rainy = other_rain(rainy, clean, settings.recombine, settings.gain, random)
+    return rainy, clean
+
+
+def random_flips(rainy: Tensor, clean: Tensor, random: np.random.RandomState) -> tuple[Tensor, Tensor]:
+    """Mirror each pair left-right, upside down, both or not at all.
 
     No quarter turns: rain falls, and streaks that lie flat would be another problem.
     """
-    draws = torch.from_numpy(np.random.RandomState([s % 2**32 for s in seed]).randint(2, size=(2, len(rainy), 1, 1, 1)))
+    draws = torch.from_numpy(random.randint(2, size=(2, len(rainy), 1, 1, 1)))
     for axis, draw in zip((-1, -2), draws.bool().to(rainy.device), strict=True):
         rainy, clean = (torch.where(draw, x.flip(axis), x) for x in (rainy, clean))
     return rainy, clean
+
+
+def other_rain(rainy: Tensor, clean: Tensor, recombine: bool, gain: float, random: np.random.RandomState) -> Tensor:
+    """Rainy patches for the clean ones with the batch's layers of rain shuffled, stronger or fainter.
+
+    Rain in these data sets is one layer added to the clean image and clipped at white, so a layer is the
+    difference of a pair; where it was clipped, it is fainter than it was.
+    """
+    order = torch.from_numpy(random.permutation(len(rainy))) if recombine else torch.arange(len(rainy))
+    strength = torch.from_numpy(random.uniform(1 - gain, 1 + gain, (len(rainy), 1, 1, 1))).to(rainy)
+    return (clean + strength * (rainy - clean)[order.to(rainy.device)]).clamp(max=1)
 
 
 def moving_average(decay: float) -> Any:

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,11 @@ def run_script(run: Callable[[Any], None], settings: type, doc: str) -> None:
         raise SystemExit(130) from None
 
 
-def setting(default: Any, description: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field that knows its --help text and, if limited, its choices."""
+def setting(default: Any, description: str, choices: Collection[str] | None = None) -> Any:
+    """A dataclass field that knows its --help text and, if limited, its choices.
+
+    Where the choices are a mapping, each stands for values of other settings: see parse_settings.
+    """
     return dataclasses.field(default=default, metadata={"help": description, "choices": choices})
 
 
@@ -65,7 +68,8 @@ def parse_settings(settings: type, doc: str, arguments: list[str] | None = None)
     """Read a frozen dataclass of settings from the command line: a flag per field that `setting` describes.
 
     Booleans become --flag / --no-flag, tuples take several values; fields without a
-    description are constants of the script. Flags can't be abbreviated.
+    description are constants of the script. Flags can't be abbreviated. A choice from a mapping
+    changes the defaults of other settings; what the command line names itself still wins.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -89,6 +93,10 @@ def parse_settings(settings: type, doc: str, arguments: list[str] | None = None)
         else:
             options |= {"type": kind, "metavar": kind.__name__.upper()}
         parser.add_argument(f"--{field.name}", **options)
+    values = vars(parser.parse_args(arguments))
+    for field in dataclasses.fields(settings):
+        if isinstance(field.metadata.get("choices"), Mapping):
+            parser.set_defaults(**field.metadata["choices"][values[field.name]])
     values = vars(parser.parse_args(arguments))
     return settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -18,12 +19,14 @@ import torch
 from conftest import ROOT, write_pairs
 
 import engine
-from DerainDataset import DerainDataset, split_by_background
+import train_rain100H
+import train_rain100L
+from DerainDataset import DerainDataset, find_pairs, read_pair, split_by_background
 from networks import DARGNet, fold, load_network
-from settings import TrainSettings
+from settings import RECIPES, TrainSettings
 from SSIM import psnr_y
-from training import EpochBatches, learning_rate, moving_average, random_flips, speed_up_prelus
-from utils import InputError, quantize
+from training import EpochBatches, augmented, learning_rate, moving_average, speed_up_prelus
+from utils import InputError, parse_settings, quantize
 
 State = dict[str, torch.Tensor]
 
@@ -79,7 +82,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(settings: TrainSettings, tm
     """Stopped within the second epoch; the learning rate changes in it too."""
     options: dict = {"epochs": 3, "milestones": (1, 2)}
     if best:
-        options = {"epochs": 2, "schedule": "cosine", "warmup": 3, "ema": 0.9, "augment": True, "precision": "bf16"}
+        options = {"epochs": 2, "schedule": "cosine", "warmup": 3, "ema": 0.9, "precision": "bf16"}
+        options |= {"augment": True, "recombine": True, "gain": 0.3}
     steps = 14
     whole = train(settings, max_steps=steps, save_path=tmp_path / "whole", **options)
 
@@ -106,14 +110,14 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(settings: TrainSettings, tm
 def test_stopping_at_an_epochs_end_loses_nothing_of_it(
     settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = engine.random_flips
+    original = engine.augmented
 
-    def stop(*arguments: object, seed: tuple[int, int]) -> object:
-        if seed[1] == 8:  # the ninth and last step of the first epoch
+    def stop(*arguments: object) -> object:
+        if arguments[-1] == 8:  # the ninth and last step of the first epoch
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(*arguments, seed=seed)
+        return original(*arguments)
 
-    monkeypatch.setattr(engine, "random_flips", stop)
+    monkeypatch.setattr(engine, "augmented", stop)
     train(settings, epochs=2, max_steps=None, augment=True)
     assert (settings.save_path / "net_epoch1.pth").exists()
     assert [line["epoch"] for line in log(settings) if "loss" in line] == [1]
@@ -243,16 +247,78 @@ def test_the_cosine_learning_rate() -> None:
 
 def test_flips_keep_pairs_together_and_rain_upright() -> None:
     rainy = torch.arange(64 * 3 * 4 * 4, dtype=torch.float32).reshape(64, 3, 4, 4)
-    flipped, clean = random_flips(rainy, rainy + 1, seed=(0, 7))
+    settings = TrainSettings(augment=True)
+    flipped, clean = augmented(rainy, rainy + 1, settings, step=7)
     assert torch.equal(flipped + 1, clean)
     seen = set()
     for before, after in zip(rainy, flipped, strict=True):
         forms = [before, before.flip(-1), before.flip(-2), before.flip(-1, -2)]
         seen |= {i for i, form in enumerate(forms) if torch.equal(form, after)}
     assert seen == {0, 1, 2, 3}
-    again, _ = random_flips(rainy, rainy, seed=(0, 7))
+    again, _ = augmented(rainy, rainy, settings, step=7)
     assert torch.equal(again, flipped)
-    assert not torch.equal(random_flips(rainy, rainy, seed=(0, 8))[0], flipped)
+    assert not torch.equal(augmented(rainy, rainy, settings, step=8)[0], flipped)
+    assert augmented(rainy, clean, TrainSettings(), step=7) == (rainy, clean)
+
+
+def test_rain_of_other_patches_stronger_or_fainter() -> None:
+    """Each layer is constant, so that it can be told whose it was and what became of it."""
+    clean = torch.linspace(0, 0.5, 8).view(8, 1, 1, 1).expand(8, 3, 4, 4)
+    layers = torch.arange(1, 9).view(8, 1, 1, 1) / 20
+    rainy = (clean + layers).clamp(max=1)
+    for gain in (0.0, 0.2):
+        settings = TrainSettings(recombine=True, gain=gain)
+        found, same_clean = augmented(rainy, clean, settings, step=3)
+        assert torch.equal(clean, same_clean)
+        added = (found - clean)[:, 0, 0, 0]
+        if gain == 0:
+            assert added.tolist() != pytest.approx(layers.flatten().tolist())
+            assert sorted(added.tolist()) == pytest.approx(layers.flatten().tolist())
+    stronger = (augmented(rainy, clean, TrainSettings(gain=0.2), step=3)[0] - clean)[:, 0, 0, 0] / layers.flatten()
+    assert ((stronger > 0.79) & (stronger < 1.21)).all()
+    assert stronger.std() > 0.05
+    white = torch.ones(2, 3, 4, 4)
+    assert torch.equal(augmented(white, white, TrainSettings(recombine=True, gain=0.5), step=0)[0], white)
+
+
+@pytest.mark.parametrize("script", [train_rain100H, train_rain100L])
+def test_recipes(script: ModuleType) -> None:
+    """A recipe changes its settings and nothing else, and a flag of the command line wins over it."""
+    paper, best, own = (
+        dataclasses.asdict(parse_settings(script.Settings, "", arguments))
+        for arguments in ([], ["--recipe", "best"], ["--schedule", "multistep", "--no-augment", "--recipe", "best"])
+    )
+    assert paper == dataclasses.asdict(script.Settings())
+    published = {"batch_size": 8, "lr": 1e-3, "milestones": (40, 60, 80), "epochs": 100, "ema": 0, "augment": False}
+    assert paper.items() >= published.items()
+    assert best == paper | RECIPES["best"] | {"recipe": "best"}
+    assert own == best | {"schedule": "multistep", "augment": False}
+
+
+def test_validation_on_a_folder_of_its_own(settings: TrainSettings, tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "others", 3)
+    weights = train(settings, validation_path=folder)
+    (line,) = [line for line in log(settings) if "validation" in line]
+    assert (line["validation"], line["step"]) == (3, 4)
+    network = DARGNet()
+    network.load_state_dict(weights)
+    figures = []
+    for pair in find_pairs(folder):
+        rainy, clean = read_pair(pair)
+        figures.append(psnr_y(quantize(engine.derain_image(fold(network), rainy, torch.device("cpu"))), clean))
+    assert line["psnr_y"] == pytest.approx(np.mean(figures), abs=1e-3)
+    with pytest.raises(InputError, match="only one"):
+        train(settings, validation_path=folder, validation=1)
+
+
+def test_training_can_begin_with_given_weights(settings: TrainSettings, tmp_path: Path) -> None:
+    first = train(settings)
+    second = train(settings, init=settings.save_path, save_path=tmp_path / "second", lr=1e-20)
+    assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
+    (tmp_path / "foreign.pth").write_bytes(b"not weights")
+    with pytest.raises(InputError, match="foreign"):
+        train(settings, init=tmp_path / "foreign.pth", save_path=tmp_path / "third")
+    assert not (tmp_path / "third").exists()
 
 
 def test_the_moving_average_forgets_its_beginning() -> None:
