@@ -5,20 +5,19 @@ deraining", Digital Signal Processing 116 (2021) 103106, doi:10.1016/j.dsp.2021.
 
 This file needs torch and nothing else; to use the network elsewhere, copy it:
 
-    from networks import fold, load_network
-    network = fold(load_network("logs/Rain100H/net_latest.pth"))
+    from networks import load_network
+    network = load_network("logs/Rain100H/net_latest.pth")
     derained = network(rainy)            # (N, 3, H, W) RGB in [0, 1] -> the same shape
 
 Reading order: SpatialAttention and ChannelAttention make DualAttention; two of those and a
 convolution make a ResidualGroup; five groups between a head and a tail make DARGNet. Every
 convolution keeps height and width (zero padding), so any image size goes in and comes out.
-fold() rewrites a trained network for speed, derain() runs it in exact tiles, load_network()
-reads our weights and the published ones.
+load_network() reads our weights and the published ones. inference.py makes a trained network
+fast, and runs it in exact tiles.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -128,6 +127,14 @@ class ResidualGroup(nn.Module):
         return self.attention1.radius + self.attention2.radius + _radius([self.conv])
 
 
+class Chain(nn.Sequential):
+    """Layers one after the other."""
+
+    @property
+    def radius(self) -> int:
+        return _radius(self)
+
+
 class DARGNet(nn.Module):
     """The deraining network: rainy RGB (N, 3, H, W) in [0, 1] -> derained RGB, same shape.
 
@@ -143,10 +150,10 @@ class DARGNet(nn.Module):
 
     def __init__(self, channels: int = 32, groups: int = 5) -> None:
         super().__init__()
-        self.head = nn.Sequential(conv3x3(3, channels), nn.PReLU())
-        self.body = nn.Sequential(conv3x3(channels, channels), nn.PReLU())
+        self.head = Chain(conv3x3(3, channels), nn.PReLU())
+        self.body = Chain(conv3x3(channels, channels), nn.PReLU())
         self.groups = nn.ModuleList(ResidualGroup(channels) for _ in range(groups))
-        self.tail = nn.Sequential(
+        self.tail = Chain(
             conv3x3(channels, channels),
             nn.PReLU(),
             conv3x3(channels, channels),
@@ -170,113 +177,7 @@ class DARGNet(nn.Module):
         A crop that reaches this far beyond the wanted pixels gives exactly the whole image's
         values there, which is what makes tiling exact.
         """
-        return _radius([*self.head, *self.body, *self.tail]) + sum(g.radius for g in self.groups)
-
-
-# ---------------------------------------------------------------- the same network, folded for inference
-
-
-class FoldedDualAttention(nn.Module):
-    """A DualAttention and the PReLU behind it, with fewer operations and the same result up to rounding.
-
-    The shared 1x1 convolution M of a concatenation is a sum, M[a, b] = Ma a + Mb b, so nothing
-    needs to be concatenated. And as the dilation-1 branch has no activation, Ma after its 3x3
-    convolution is itself one 3x3 convolution. The rest is done in place: inference only.
-    """
-
-    def __init__(self, attention: DualAttention, act: nn.PReLU) -> None:
-        super().__init__()
-        spatial, channel = attention.spatial, attention.channel
-        channels = spatial.conv_d1.out_channels
-        with torch.no_grad():  # in float64, so on the CPU: Apple's GPUs have none
-            merge, bias, conv, conv_bias = (
-                t.cpu().double() for layer in (spatial.merge, spatial.conv_d1) for t in (layer.weight, layer.bias)
-            )
-            merge_a, merge_b = merge.split(channels, dim=1)
-            near = torch.einsum("om,mihw->oihw", merge_a[..., 0, 0], conv)
-            near_bias = merge_a[..., 0, 0] @ conv_bias + bias
-        self.near = conv3x3(channels, channels, bias=True)
-        self.middle, self.far = spatial.conv_d2, spatial.conv_d5
-        self.merge_a = nn.Conv2d(channels, channels, 1)
-        self.merge_b = nn.Conv2d(channels, channels, 1, bias=False)
-        self.depthwise, self.pointwise = channel.depthwise, channel.pointwise
-        values = {"near": (near, near_bias), "merge_a": (merge_a, bias), "merge_b": (merge_b, None)}
-        like = spatial.merge.weight
-        for name, tensors in values.items():
-            for kind, tensor in zip(("weight", "bias"), tensors, strict=True):
-                if tensor is not None:
-                    getattr(getattr(self, name), kind).data = tensor.to(like.dtype).to(like.device)
-        self.slope, self.gate_slope, self.out_slope = (float(a.weight) for a in (spatial.act, channel.act, act))
-
-    def forward(self, x: Tensor) -> Tensor:
-        middle = F.leaky_relu_(self.middle(x), self.slope)  # a PReLU with a known slope
-        near_middle = F.leaky_relu_(self.near(x).add_(self.merge_b(middle)), self.slope)
-        far = F.leaky_relu_(self.far(x), self.slope)
-        spatial = self.merge_a(near_middle).add_(self.merge_b(far))
-        gate = self.pointwise(F.leaky_relu_(self.depthwise(x), self.gate_slope)).sigmoid_()
-        return F.leaky_relu_(torch.addcmul(x, spatial, gate), self.out_slope)
-
-    @property
-    def radius(self) -> int:
-        return max(_radius([conv]) for conv in (self.near, self.middle, self.far, self.depthwise))
-
-
-class FoldedResidualGroup(nn.Module):
-    """A ResidualGroup of folded attentions."""
-
-    def __init__(self, group: ResidualGroup) -> None:
-        super().__init__()
-        self.attention1 = FoldedDualAttention(group.attention1, group.act1)
-        self.attention2 = FoldedDualAttention(group.attention2, group.act2)
-        self.conv, self.slope = group.conv, float(group.act3.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu_(self.conv(self.attention2(self.attention1(x))), self.slope).add_(x)
-
-    @property
-    def radius(self) -> int:
-        return self.attention1.radius + self.attention2.radius + _radius([self.conv])
-
-
-def fold(network: DARGNet) -> DARGNet:
-    """A copy of a trained network that derains faster: the same values up to 1e-5, without gradients.
-
-    The copy is on the same device, in channels_last order and eval mode. Its state dict has other
-    keys: keep the original for saving.
-    """
-    folded = copy.deepcopy(network).requires_grad_(False)
-    folded.groups = nn.ModuleList(FoldedResidualGroup(group) for group in folded.groups)
-    return folded.requires_grad_(False).to(memory_format=torch.channels_last).eval()
-
-
-# ---------------------------------------------------------------- using the network
-
-
-@torch.inference_mode()
-def derain(network: DARGNet, rainy: Tensor, tile: int = 0) -> Tensor:
-    """Derain (N, 3, H, W) RGB in [0, 1], whole or in exact tiles; the result is on `rainy`'s device.
-
-    tile: side of the square tiles in pixels; 0 or anything that covers the image means whole.
-    Each tile is computed with a halo of the receptive field, cut at the true image borders,
-    so that zero padding happens only where it would without tiles: the same values come out
-    (up to the rounding of sums), with no seams and nothing blended. `rainy` may stay on the
-    CPU while the network is elsewhere: only a tile at a time goes there.
-    """
-    device = next(network.parameters()).device
-    height, width = rainy.shape[-2:]
-    if tile <= 0 or tile >= max(height, width):
-        return network(rainy.to(device)).to(rainy)
-    halo = network.receptive_field_radius
-    derained = torch.empty_like(rainy)
-    for top in range(0, height, tile):
-        for left in range(0, width, tile):
-            bottom, right = min(top + tile, height), min(left + tile, width)
-            from_top, from_left = max(top - halo, 0), max(left - halo, 0)
-            crop = rainy[..., from_top : bottom + halo, from_left : right + halo]
-            result = network(crop.to(device))
-            core = result[..., top - from_top :, left - from_left :][..., : bottom - top, : right - left]
-            derained[..., top:bottom, left:right] = core
-    return derained
+        return sum(part.radius for part in (self.head, self.body, *self.groups, self.tail))
 
 
 # ---------------------------------------------------------------- weights

@@ -73,7 +73,9 @@ class EvalSettings:
     save_path: Path | None = setting(None, "folder for derained images and results (default: results/NAME)")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = setting("fp32", "arithmetic of the network", ("fp32", "bf16"))
+    backend: str = setting("torch", "what computes; openvino needs requirements-extra.txt", ("torch", "openvino"))
     quantize: str = setting("round", "how values become 8-bit; the authors truncated", ("round", "truncate"))
+    skip_existing: bool = setting(False, "keep derained images that an earlier run left, and go on with the rest")
     tile: str = setting("auto", "auto (by free memory), off, or the side of exact tiles in pixels")
 
     name: str = ""  # of the data set

@@ -16,22 +16,35 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tensorboardX import SummaryWriter
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Sampler
+from torchvision.utils import make_grid
 
 from networks import DARGNet
 from settings import TrainSettings
-from utils import InputError, append_line, plain, save_torch
+from utils import InputError, append_line, keep_under, lock, plain, save_torch
 
 
 class Run:
-    """A training run's files: its state, weights and log."""
+    """A training run's files: its state, weights, log and TensorBoard's events.
+
+    Of several processes that train together the first one writes them; in the others nothing is
+    written. Another run that uses the folder is refused.
+    """
 
     def __init__(
-        self, settings: TrainSettings, network: DARGNet, average: AveragedModel | None, optimizer: torch.optim.Adam
+        self,
+        settings: TrainSettings,
+        network: DARGNet,
+        average: AveragedModel | None,
+        optimizer: torch.optim.Adam,
+        writes: bool = True,
     ) -> None:
-        self.folder, self.resume = settings.save_path, settings.resume
+        self.folder, self.resume, self.writes = settings.save_path, settings.resume, writes
+        if writes:
+            self.lock = lock(self.folder / "lock")  # for as long as this object lives
         self.settings = plain(dataclasses.asdict(settings))
         self.free = set(settings.FREE) - ({"epochs", "max_steps"} if settings.schedule == "cosine" else set())
         self.network, self.average, self.optimizer = network, average, optimizer
@@ -57,23 +70,28 @@ class Run:
         if changed and self.resume != "force":
             listed = ", ".join(f"{k} {before.get(k)} -> {self.settings[k]}" for k in changed)
             raise InputError(f"{path}: trained with other settings ({listed}); restore them, or --resume force")
-        if path == self.previous and self.latest.exists():
+        if path == self.previous and self.latest.exists() and self.writes:
             # The next save would else put the damaged state in the place of this good one.
             self.latest.replace(self.latest.with_name(self.latest.name + ".damaged"))
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None and state["average"] is not None:
             self.average.load_state_dict(state["average"])
-        print(f"going on from {path}, step {state['step']}")
+        if self.writes:
+            print(f"going on from {path}, step {state['step']}")
         return state["step"]
 
     def begin(self, step: int, surroundings: dict[str, Any]) -> None:
         """Record the settings and the machine, one line per part of the run, before the first step."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.log({"begin": step, "settings": self.settings, "environment": surroundings})
+        if self.writes:
+            self.tensorboard = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
+            self.tensorboard.add_text("settings", f"```\n{json.dumps(self.settings, indent=1)}\n```", step)
 
     def save(self, step: int, epoch: int | None = None) -> None:
         """Write the state and the latest weights; those of a finished epoch also under its number."""
+        if not self.writes:
+            return
         state = {
             "model": self.network.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
@@ -82,26 +100,48 @@ class Run:
             "settings": self.settings,
         }
         if self.latest.exists():
-            self.latest.replace(self.previous)
+            keep_under(self.latest, self.previous)  # a second name, so that the first is there at any moment
         save_torch(self.latest, state)
         weights = {key: value.cpu().contiguous() for key, value in self.best_network().state_dict().items()}
         save_torch(self.folder / "net_latest.pth", weights)
         if epoch is not None:
             save_torch(self.folder / f"net_epoch{epoch}.pth", weights)
 
+    def close(self) -> None:
+        """Finish TensorBoard's file."""
+        if self.writes:
+            self.tensorboard.close()
+
     def best_network(self) -> DARGNet:
         """The averaged network if there is one, else the trained one."""
         return self.network if self.average is None else self.average.module
 
     def log(self, line: dict[str, Any]) -> None:
-        append_line(self.folder / "log.jsonl", json.dumps(plain(line)))
+        """Add a line to log.jsonl."""
+        if self.writes:
+            append_line(self.folder / "log.jsonl", json.dumps(plain(line)))
+
+    def show(self, step: int, figures: dict[str, float], images: list[Tensor] | None = None) -> None:
+        """Hand TensorBoard figures, by their tags, and rows of four of the images, each (N, 3, H, W)."""
+        if not self.writes:
+            return
+        for tag, value in figures.items():
+            self.tensorboard.add_scalar(tag, value, step)
+        if images:
+            rows = [row[:4].detach().float().clamp(0, 1).cpu() for row in images]
+            grid = make_grid(torch.cat(rows), nrow=len(rows[0]))
+            self.tensorboard.add_image("train/rainy_derained_clean", grid, step)
 
 
 class EpochBatches(Sampler):
-    """Shuffled batches of patch numbers; the order depends on the seed and the epoch alone."""
+    """Shuffled batches of patch numbers; the order depends on the seed and the epoch alone.
 
-    def __init__(self, patches: int, batch_size: int, seed: int) -> None:
-        self.patches, self.batch_size, self.seed = patches, batch_size, seed
+    rank, size: of several processes that train together, which one this is; each takes its part of
+    every batch.
+    """
+
+    def __init__(self, patches: int, batch_size: int, seed: int, rank: int = 0, size: int = 1) -> None:
+        self.patches, self.batch_size, self.seed, self.rank, self.size = patches, batch_size, seed, rank, size
         self.per_epoch = math.ceil(patches / batch_size)
         self.start(0)
 
@@ -111,8 +151,14 @@ class EpochBatches(Sampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         order = np.random.RandomState([self.seed % 2**32, self.epoch]).permutation(self.patches)
-        for batch in range(self.first, self.per_epoch):
-            yield order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+        for i in range(self.first, self.per_epoch):
+            batch = order[i * self.batch_size : (i + 1) * self.batch_size].tolist()
+            yield batch[self.rank :: self.size] or batch[:1]  # never empty; its weight is 0 then
+
+    def weight(self, step: int) -> float:
+        """What this process's part of a step's batch counts among the processes; their mean is 1."""
+        batch = range(self.patches)[step % self.per_epoch * self.batch_size :][: self.batch_size]
+        return len(batch[self.rank :: self.size]) * self.size / len(batch)
 
     def __len__(self) -> int:
         return self.per_epoch - self.first
@@ -127,9 +173,9 @@ def learning_rate(settings: TrainSettings, step: int, per_epoch: int, last_step:
     return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - settings.warmup) / max(1, last_step - settings.warmup)))
 
 
-def augmented(rainy: Tensor, clean: Tensor, settings: TrainSettings, step: int) -> tuple[Tensor, Tensor]:
-    """A batch, each (N, 3, H, W) RGB in [0, 1], as the settings vary it; the draws depend on seed and step alone."""
-    random = np.random.RandomState([settings.seed % 2**32, step])
+def augmented(rainy: Tensor, clean: Tensor, settings: TrainSettings, step: int, rank: int = 0) -> tuple[Tensor, Tensor]:
+    """A batch, each (N, 3, H, W) RGB in [0, 1], as the settings vary it; seed, step and rank decide how."""
+    random = np.random.RandomState([settings.seed % 2**32, step] + [rank] * (rank > 0))
     if settings.augment:
         rainy, clean = random_flips(rainy, clean, random)
     if settings.recombine or settings.gain:
@@ -168,6 +214,16 @@ def moving_average(decay: float) -> Any:
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count) / (10 + count)))
 
     return update
+
+
+def loss_parts(
+    network: nn.Module, similarity: nn.Module, rainy: Tensor, clean: Tensor, half: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The derained batch, and the loss's two parts: 1 - SSIM and L1. half: the network computes in bfloat16."""
+    with torch.autocast(rainy.device.type, torch.bfloat16, enabled=half):
+        derained = network(rainy.to(memory_format=torch.channels_last))
+    derained = derained.float()
+    return derained, 1 - similarity(derained, clean), F.l1_loss(derained, clean)
 
 
 class SingleSlopeReLU(torch.autograd.Function):

@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import plain_dargnet
+from networks import DARGNet, convert_state_dict
+
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = (
     *("train_rain100H.py", "train_rain100L.py"),
@@ -25,6 +28,14 @@ SCRIPTS = (
 def few_threads() -> None:
     """Tests may run side by side: each keeps to one core, so that none waits for the others' threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def network() -> DARGNet:
+    """A DARGNet with numbers of a sensible size, in eval mode."""
+    network = DARGNet()
+    network.load_state_dict(convert_state_dict(plain_dargnet.random_published_state(1)))
+    return network.eval()
 
 
 def scene(seed: int, height: int = 64, width: int = 72) -> tuple[np.ndarray, np.ndarray]:
@@ -108,3 +119,24 @@ def inline(
         return subprocess.CompletedProcess([script], status, output.out, output.err)
 
     return run
+
+
+def start(script: str, folder: Path, *flags: str, processes: int = 1, restarts: int = 0) -> subprocess.Popen:
+    """Start a train script on folder/pairs, alone or under torchrun, in a process group of its own.
+
+    Its run is in folder/run, what it prints in folder/output.txt.
+    """
+    command = [sys.executable, "-u"]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command += [f"--max-restarts={restarts}", "--monitor-interval=0.5"]
+    command += [str(ROOT / script), "--data_path", "pairs", "--save_path", "run", "--patch_size", "32"]
+    with open(folder / "output.txt", "a") as output:
+        return subprocess.Popen(
+            [*command, "--device", "cpu", *flags],
+            cwd=folder,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )

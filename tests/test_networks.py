@@ -10,15 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain_dargnet
-from networks import DARGNet, convert_state_dict, derain, fold, load_network
-
-
-@pytest.fixture(scope="module")
-def network() -> DARGNet:
-    """A DARGNet with numbers of a sensible size, in eval mode."""
-    network = DARGNet()
-    network.load_state_dict(convert_state_dict(plain_dargnet.random_published_state(1)))
-    return network.eval()
+from networks import DARGNet, convert_state_dict, load_network
 
 
 def test_parameter_count() -> None:
@@ -185,55 +177,3 @@ def test_receptive_field_is_exact(channels: int, groups: int, radius: int) -> No
     rows, columns = torch.nonzero(seen.any(1))[:, 0], torch.nonzero(seen.any(0))[:, 0]
     for line in (rows, columns):
         assert (line.min().item(), line.max().item()) == (side // 2 - radius, side // 2 + radius)
-
-
-@pytest.mark.parametrize("tile", [48, 64, 100])
-@pytest.mark.parametrize("size", [(150, 201), (64, 130), (129, 65)])
-def test_tiled_equals_whole_at_every_border(network: DARGNet, size: tuple[int, int], tile: int) -> None:
-    rainy = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(3))
-    whole, tiled = derain(network, rainy), derain(network, rainy, tile)
-    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
-
-
-def test_a_halo_of_the_radius_is_needed(network: DARGNet) -> None:
-    """Were the halo cut short the tiles would differ: the test above can fail."""
-    rainy = torch.rand(1, 3, 40, 200, generator=torch.Generator().manual_seed(4))
-    with torch.no_grad():
-        whole, short = network(rainy), network(rainy[..., :110])
-    assert (whole[..., :100] - short[..., :100]).abs().max() > 1e-4
-
-
-def test_batched_equals_single(network: DARGNet) -> None:
-    rainy = torch.rand(3, 3, 50, 60, generator=torch.Generator().manual_seed(5))
-    batched = derain(network, rainy)
-    single = torch.cat([derain(network, image[None]) for image in rainy])
-    torch.testing.assert_close(batched, single, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (33, 47), (96, 64)])
-def test_folded_equals_unfolded(network: DARGNet, size: tuple[int, int]) -> None:
-    rainy = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(6))
-    before = {key: value.clone() for key, value in network.state_dict().items()}
-    folded = fold(network)
-    whole, found = derain(network, rainy), derain(folded, rainy)
-    torch.testing.assert_close(found, whole, rtol=0, atol=1e-5)
-    levels = [(image.clamp(0, 1) * 255).round() for image in (whole, found)]
-    assert (levels[0] == levels[1]).float().mean() >= 0.9999
-    assert folded.receptive_field_radius == network.receptive_field_radius == 60
-    assert rainy.min() >= 0  # computing in place leaves the input alone
-    assert torch.equal(rainy, torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(6)))
-    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
-
-
-def test_folded_in_half_precision(network: DARGNet) -> None:
-    rainy = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(7))
-    with torch.autocast("cpu", torch.bfloat16):
-        found = derain(fold(network), rainy)
-    error = (found.float() - derain(network, rainy)).pow(2).mean()
-    assert error < 1e-3
-
-
-def test_folded_in_tiles(network: DARGNet) -> None:
-    rainy = torch.rand(1, 3, 130, 150, generator=torch.Generator().manual_seed(8))
-    folded = fold(network)
-    torch.testing.assert_close(derain(folded, rainy, 64), derain(folded, rainy), rtol=0, atol=1e-5)

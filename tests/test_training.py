@@ -16,17 +16,18 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, write_pairs
+from conftest import ROOT, start, write_pairs
 
 import engine
 import train_rain100H
 import train_rain100L
 from DerainDataset import DerainDataset, find_pairs, read_pair, split_by_background
-from networks import DARGNet, fold, load_network
+from inference import fold
+from networks import DARGNet, load_network
 from settings import RECIPES, TrainSettings
 from SSIM import psnr_y
 from training import EpochBatches, augmented, learning_rate, moving_average, speed_up_prelus
-from utils import InputError, parse_settings, quantize
+from utils import InputError, parse_settings
 
 State = dict[str, torch.Tensor]
 
@@ -113,7 +114,7 @@ def test_stopping_at_an_epochs_end_loses_nothing_of_it(
     original = engine.augmented
 
     def stop(*arguments: object) -> object:
-        if arguments[-1] == 8:  # the ninth and last step of the first epoch
+        if arguments[3] == 8:  # the ninth and last step of the first epoch
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
@@ -205,7 +206,7 @@ def test_validation_measures_the_saved_weights_on_whole_pairs(settings: TrainSet
     figures = []
     for pair in held_out:
         rainy, clean = data.whole_pair(pair)
-        figures.append(psnr_y(quantize(engine.derain_image(network, rainy, torch.device("cpu"))), clean))
+        figures.append(psnr_y(engine.derain_image(network, rainy), clean))
     assert (line["validation"], line["step"]) == (2, 3)
     assert line["psnr_y"] == pytest.approx(np.mean(figures), abs=1e-6)
 
@@ -305,7 +306,7 @@ def test_validation_on_a_folder_of_its_own(settings: TrainSettings, tmp_path: Pa
     figures = []
     for pair in find_pairs(folder):
         rainy, clean = read_pair(pair)
-        figures.append(psnr_y(quantize(engine.derain_image(fold(network), rainy, torch.device("cpu"))), clean))
+        figures.append(psnr_y(engine.derain_image(fold(network), rainy), clean))
     assert line["psnr_y"] == pytest.approx(np.mean(figures), abs=1e-3)
     with pytest.raises(InputError, match="only one"):
         train(settings, validation_path=folder, validation=1)
@@ -362,3 +363,41 @@ def test_the_faster_prelu_is_a_prelu(slope: float, dtype: torch.dtype) -> None:
     for plain, faster in zip(*results, strict=True):
         assert plain.dtype == faster.dtype
         assert torch.allclose(plain, faster, rtol=1e-5 if dtype == torch.float32 else 1e-2)
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def losses(folder: Path) -> list[float]:
+    """The mean losses of the epochs of folder/run."""
+    lines = [json.loads(line) for line in (folder / "run/log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """Under torchrun, with an odd batch and an odd rest: the same losses as one process, epoch by epoch."""
+    flags = ("--stride", "16", "--batch_size", "5", "--epochs", "3", "--workers", "0", "--no-flip")
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        write_pairs(folder / "pairs", 2)  # 18 patches: batches of 5, 5, 5 and 3
+        process = start("train_rain100L.py", folder, *flags, processes=processes)
+        assert process.wait(timeout=200) == 0, (folder / "output.txt").read_text()
+        found.append(losses(folder))
+        weights = load_network(folder / "run/net_latest.pth")
+        assert all(torch.isfinite(p).all() for p in weights.parameters())
+    assert len(found[0]) == 3
+    assert found[1] == pytest.approx(found[0], abs=1e-4)
+    assert "2 processes" in (tmp_path / "2/output.txt").read_text()
+
+
+def test_the_parts_of_a_batch_weigh_what_they_hold() -> None:
+    whole = EpochBatches(11, 4, seed=0)
+    parts = [EpochBatches(11, 4, seed=0, rank=rank, size=3) for rank in range(3)]
+    for step, batch in enumerate(whole):
+        given = [list(part)[step] for part in parts]
+        weights = [part.weight(step) for part in parts]
+        assert sum(weights) == pytest.approx(3)
+        assert [w * len(batch) / 3 for w in weights] == pytest.approx([len(batch[rank::3]) for rank in range(3)])
+        assert sorted(i for g, w in zip(given, weights, strict=True) if w for i in g) == sorted(batch)
+    assert EpochBatches(11, 4, seed=0).weight(2) == 1

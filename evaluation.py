@@ -1,0 +1,160 @@
+"""The parts of an evaluation: weights, data sets, one image through the network, its row of results.
+
+engine.evaluate puts them together; read that first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from datasets.synthesize import stand_in, synthetic_label
+from DerainDataset import Pair, read_pair
+from inference import OpenVINONetwork, derain, fold, in_blocks
+from networks import DARGNet, load_network
+from settings import EvalSettings
+from SSIM import image_metrics
+from utils import InputError, Picture, free_memory, quantize, read_picture, to_image, to_tensor, write_picture
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+WHOLE_PIXELS = 4_000_000  # images up to here are computed whole if memory allows
+LARGEST_TILE = 1024  # pixels; its halo adds a quarter to the work, a larger tile's hardly less
+
+
+def derain_image(network: DARGNet, rgb: np.ndarray, tile: int | None = None, quantization: str = "round") -> np.ndarray:
+    """(H, W, 3) uint8 or uint16 RGB -> the derained image, of the same shape and type.
+
+    network: as fast_network gives it. tile: largest side of exact tiles in pixels, 0 for none,
+    None to go by the free memory. Only a tile at a time is ever there as floating-point numbers.
+    """
+    if tile is None:
+        tile = automatic_tile(*rgb.shape[:2], network)
+
+    def part(pixels: torch.Tensor) -> torch.Tensor:
+        rainy = to_tensor(pixels[0].permute(1, 2, 0).numpy()).to(memory_format=torch.channels_last)
+        derained = quantize(to_image(derain(network, rainy)), rgb.dtype, quantization)
+        return torch.from_numpy(derained).permute(2, 0, 1)[None]
+
+    pixels = torch.from_numpy(rgb).permute(2, 0, 1)[None]  # HWC -> NCHW, the same memory
+    derained = in_blocks(part, pixels, network.receptive_field_radius, tile) if tile else part(pixels)
+    return derained[0].permute(1, 2, 0).numpy()
+
+
+def ahead(pool: Executor, call: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Future]:
+    """The futures of call(item) for every item in order, begun two items early, so that few results wait in memory."""
+    futures: deque[Future] = deque()
+    for item in items:
+        futures.append(pool.submit(call, item))
+        if len(futures) > 2:
+            yield futures.popleft()
+    yield from futures
+
+
+def read_images(pair: Pair | Path) -> tuple[Picture, np.ndarray | None]:
+    """A rainy picture, and its clean image if it has one. Raises InputError naming what can't be read."""
+    if isinstance(pair, Path):
+        return read_picture(pair), None
+    rainy, clean = read_pair(pair)
+    return Picture(rainy), clean
+
+
+def existing(output: Path, picture: Picture) -> np.ndarray | None:
+    """The derained image that an earlier run left, or None if there is none that fits the picture."""
+    try:
+        rgb = read_picture(output).rgb
+    except InputError:
+        return None
+    return rgb if rgb.shape == picture.rgb.shape and rgb.dtype == picture.rgb.dtype else None
+
+
+def finish(
+    pair: Pair | Path,
+    output: Path,
+    picture: Picture,
+    clean: np.ndarray | None,
+    derained: np.ndarray,
+    milliseconds: float | None,
+) -> dict[str, Any]:
+    """Write a derained image, unless an earlier run did (milliseconds is None), and measure it; its row of results."""
+    if milliseconds is not None:
+        write_picture(output, dataclasses.replace(picture, rgb=derained))
+    row: dict[str, Any] = {"image": output.name}
+    figures = {}
+    if clean is not None:
+        try:
+            row |= image_metrics(derained, clean)
+            figures = image_metrics(picture.rgb, clean)
+        except ValueError as error:
+            raise InputError(f"{pair.rainy}: {error}") from error
+    return row | {"milliseconds": milliseconds} | {f"input_{name}": value for name, value in figures.items()}
+
+
+def data_set_label(settings: EvalSettings, data_path: Path, pairs: Sequence[Pair | Path]) -> str:
+    """What every row, CSV and JSON calls the pictures: the data set's name only if they can be that set."""
+    first = pairs[0].rainy if isinstance(pairs[0], Pair) else pairs[0]
+    synthetic = synthetic_label(first.parent)
+    if synthetic:
+        return f"{synthetic}, not {settings.name}" if settings.pairs else synthetic
+    if settings.pairs in (None, len(pairs)):
+        return settings.name
+    return f"{data_path.resolve().name} ({len(pairs)} pairs), not {settings.name}"
+
+
+def default_data(settings: EvalSettings) -> Path:
+    """The data set's usual folder; where it is missing, the stand-in, with a line that says so."""
+    folder = Path("datasets/test") / settings.name
+    if folder.is_dir():
+        return folder
+    print(
+        f"{folder} is missing (datasets/README.md says where {settings.name} is had; it goes there): "
+        f"using a stand-in of synthetic {settings.rain} rain, whose figures are not {settings.name}'s",
+        flush=True,
+    )
+    return stand_in(settings.rain)
+
+
+def weights_file(path: Path) -> Path:
+    """The weights that --logdir or --init names: the file itself, or net_latest.pth in the folder."""
+    file = path / "net_latest.pth" if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"{file}: no such weights; name a folder with net_latest.pth, or a .pth file")
+    return file
+
+
+def load_weights(path: Path) -> DARGNet:
+    """load_network with errors that are for the user to read."""
+    try:
+        return load_network(path)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def fast_network(weights: Path, settings: EvalSettings, device: torch.device) -> nn.Module:
+    """The network of a weights file as the settings want it run."""
+    network, dtype = load_weights(weights), DTYPES[settings.precision]
+    if settings.backend == "torch":
+        return fold(network.to(device), dtype)
+    if device.type != "cpu":
+        raise InputError(f"--backend {settings.backend} computes on the CPU: add --device cpu")
+    try:
+        return OpenVINONetwork(network, dtype)
+    except ImportError as error:
+        raise InputError("--backend openvino needs openvino: pip install -r requirements-extra.txt") from error
+
+
+def automatic_tile(height: int, width: int, network: nn.Module) -> int:
+    """0 if an image fits well into the free memory, else the largest side of a tile that does."""
+    device = next(network.parameters(), torch.empty(0)).device
+    pixels = free_memory(device) / 2 / network.bytes_per_pixel
+    if height * width <= min(pixels, WHOLE_PIXELS):
+        return 0
+    return max(64, min(LARGEST_TILE, int(math.sqrt(pixels)) - 2 * network.receptive_field_radius))
