@@ -115,10 +115,13 @@ def find_rainy(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise InputError(f"{path}: no such image or folder")
+    images = list_images(path)
     try:
-        return [pair.rainy for pair in find_pairs(path)]
-    except InputError:  # then it is no data set, and nothing in it is left out by its name
-        images = list_images(path)
+        pairs = find_pairs(path)
+        if set(images) <= {file for pair in pairs for file in (pair.rainy, pair.clean)}:
+            return [pair.rainy for pair in pairs]
+    except InputError:
+        pass  # then it is no data set, and nothing in it is left out by its name
     if not images:
         raise InputError(f"{path}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return images
@@ -324,9 +327,10 @@ class DerainDataset(Dataset):
         try:
             self._identity, self._bytes = _map(self.path)
             with h5py.File(self.path, "r") as file:
-                self._pairs = file["pairs"][()]
-                self.backgrounds = file["backgrounds"][()]
-                self._places = {int(i): _place(file[f"images/{i}"]) for i in np.unique(self._pairs)}
+                self._pairs = _own(file, "pairs")[()]
+                self.backgrounds = _own(file, "backgrounds")[()]
+                images = _own(file, "images")
+                self._places = {int(i): _place(_own(images, str(i))) for i in np.unique(self._pairs)}
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise InputError(f"{self.path}: not a packed training set; delete it and start again") from error
         self.pairs = list(range(len(self._pairs))) if pairs is None else list(pairs)
@@ -378,6 +382,13 @@ def _map(path: Path) -> tuple[tuple[int, int], np.ndarray]:
         if not status.st_size:
             raise ValueError("empty")
         return (status.st_size, status.st_mtime_ns), np.memmap(file, np.uint8, mode="r").view(np.ndarray)
+
+
+def _own(group: h5py.Group, name: str) -> Any:
+    """What the file itself holds under a name; ValueError for a link, which could lead into any other file."""
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"{name}: not in this file")
+    return group[name]
 
 
 def _place(image: h5py.Dataset) -> tuple[int, tuple[int, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -89,4 +90,4 @@ def output_paths(save_path: Path, pairs: Sequence[Pair | Path]) -> list[Path]:
 
 def _same_on_any_system(path: Path) -> str:
     """One text for all spellings of a path, also where capitals make no difference."""
-    return str(path.resolve()).casefold()
+    return os.path.realpath(path).casefold()  # Path.resolve fails on links that go in circles

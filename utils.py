@@ -24,6 +24,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+# Before OpenCV is loaded: a few bytes can claim any number of pixels. 2^28 are 16,384 x 16,384.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**28))
+
 import cv2
 import numpy as np
 import torch
@@ -139,6 +142,8 @@ def read_picture(path: Path) -> Picture:
     another depth.
     """
     try:
+        if path.is_fifo() or path.is_char_device():  # reading one could wait for ever
+            raise InputError(f"{path}: not a file; remove it")
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
@@ -153,7 +158,7 @@ def read_picture(path: Path) -> Picture:
     except cv2.error:
         pixels = None
     if pixels is None:
-        raise InputError(f"{path}: not an image that OpenCV can read; convert it to PNG or remove it")
+        raise InputError(f"{path}: not an image that OpenCV can read, or too large; convert it to PNG or remove it")
     if pixels.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{path}: holds {pixels.dtype} values; convert it to 8 or 16 bits per channel")
     if pixels.ndim == 2:
@@ -239,7 +244,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 
 def keep_under(path: Path, name: Path) -> None:
-    """Give a file a second name in its folder, in place of whatever has it; where files can't have two, the only one."""
+    """Give a file a second name in its folder, or, where files can have one only, that name alone."""
     link = name.with_name(f".{name.name}.tmp")
     link.unlink(missing_ok=True)
     try:
