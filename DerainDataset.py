@@ -329,9 +329,10 @@ class DerainDataset(Dataset):
             with h5py.File(self.path, "r") as file:
                 self._pairs = _own(file, "pairs")[()]
                 self.backgrounds = _own(file, "backgrounds")[()]
+                self._sources = json.loads(_own(file, "sources").asstr()[()])
                 images = _own(file, "images")
                 self._places = {int(i): _place(_own(images, str(i))) for i in np.unique(self._pairs)}
-        except (OSError, KeyError, ValueError, TypeError) as error:
+        except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{self.path}: not a packed training set; delete it and start again") from error
         self.pairs = list(range(len(self._pairs))) if pairs is None else list(pairs)
         corners = []
@@ -357,6 +358,11 @@ class DerainDataset(Dataset):
             patch = patch[:, ::-1] if mirrored else patch
             patches.append(torch.from_numpy(patch.transpose(2, 0, 1) / np.float32(255)))
         return patches[0], patches[1]
+
+    def names(self, patches: Sequence[int]) -> str:
+        """The rainy images that patches come from, for messages."""
+        pairs = sorted({int(self._corners[i, 0]) for i in patches})
+        return ", ".join(self._sources[2 * pair][0] for pair in pairs)
 
     def whole_pair(self, pair: int) -> tuple[np.ndarray, np.ndarray]:
         """The uncut images of a pair, (H, W, 3) uint8 RGB."""

@@ -44,6 +44,7 @@ class Processes:
         if self.size == 1:
             yield
             return
+        self.collective = device if device.type == "cuda" else torch.device("cpu")  # where sums are made
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=_store(), rank=self.rank, world_size=self.size)
         try:
@@ -75,10 +76,12 @@ class Processes:
         return network if self.size == 1 else DistributedDataParallel(network)
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of a tensor over the processes, the same in each of them."""
-        if self.size > 1:
-            dist.all_reduce(values)
-        return values
+        """The sum of a tensor on the CPU over the processes, the same in each of them."""
+        if self.size == 1:
+            return values
+        values = values.to(self.collective)
+        dist.all_reduce(values)
+        return values.cpu()
 
 
 def _store() -> dist.Store:

@@ -56,6 +56,7 @@ from training import (
     loss_parts,
     moving_average,
     speed_up_prelus,
+    workers_watched,
 )
 from utils import (
     InputError,
@@ -93,7 +94,7 @@ def train(settings: TrainSettings) -> None:
 
 
 def _train(settings: TrainSettings, processes: Processes, device: torch.device) -> None:
-    set_seed(settings.seed)
+    set_seed(settings.seed, settings.deterministic)
     packed = processes.in_turn(lambda: prepare(settings.data_path, strict=settings.strict))
     chosen, held_out = None, []
     if settings.validation:
@@ -138,7 +139,7 @@ def _train(settings: TrainSettings, processes: Processes, device: torch.device) 
     parallel = processes.wrap(network)
     validate_every = settings.validate_every or batches.per_epoch
     sums, counted, shown, saved = torch.zeros(4), 0, time.monotonic(), time.monotonic()
-    with interrupts_noted() as interrupted:
+    with interrupts_noted() as interrupted, workers_watched():
         for epoch in range(step // batches.per_epoch, settings.epochs):
             batches.start(epoch, first=step - epoch * batches.per_epoch)
             began, first_step = time.monotonic(), step
@@ -152,16 +153,7 @@ def _train(settings: TrainSettings, processes: Processes, device: torch.device) 
                 half = settings.precision == "bf16"
                 derained, dissimilarity, difference = loss_parts(parallel, similarity, rainy, clean, half)
                 loss = dissimilarity + difference
-                # The training PSNR comes from the output at hand: a second pass for it would cost a quarter of the run.
-                error = nn.functional.mse_loss(derained.detach().clamp(0, 1), clean)
                 weight = batches.weight(step)  # 1, but for processes with unequal parts of a batch
-                figures = torch.stack([loss, difference, dissimilarity, error]).detach() * weight / processes.size
-                *figures, stops = processes.sum(torch.cat([figures.cpu(), torch.tensor([float(interrupted())])]))
-                if not torch.isfinite(figures[0]):
-                    raise InputError(
-                        f"step {step + 1}: the loss is {figures[0]}; {settings.save_path} keeps the last good state. "
-                        f"A lower --lr, or --precision fp32, may help"
-                    )
                 optimizer.zero_grad(set_to_none=True)
                 (weight * loss).backward()
                 optimizer.step()
@@ -169,6 +161,16 @@ def _train(settings: TrainSettings, processes: Processes, device: torch.device) 
                     average.update_parameters(network)
                 step += 1
 
+                # Figures come after the step, for a GPU to have all its work by then, and the training PSNR
+                # from the output at hand: a second pass for it would cost a quarter of the run.
+                error = nn.functional.mse_loss(derained.detach().clamp(0, 1), clean)
+                figures = torch.stack([loss, difference, dissimilarity, error]).detach() * weight / processes.size
+                *figures, stops = processes.sum(torch.cat([figures.cpu(), torch.tensor([float(interrupted())])]))
+                if not torch.isfinite(figures[0]):
+                    raise InputError(
+                        f"step {step}: the loss is {figures[0]} on patches of {data.names(batches.of(step - 1))}; "
+                        f"{settings.save_path} keeps the last good state. A lower --lr, or --precision fp32, may help"
+                    )
                 sums += torch.stack(figures)
                 counted += 1
                 now = time.monotonic()
@@ -247,7 +249,17 @@ def evaluate(settings: EvalSettings) -> None:
     rows: list[dict[str, Any]] = []
     refused: list[str] = []
 
-    def show(row: dict[str, Any]) -> None:
+    def refuse(error: InputError) -> None:
+        if settings.pairs is not None:
+            raise error  # a mean over the rest of a set would pass for the set's
+        refused.append(str(error))
+        print(f"refused: {error}", file=sys.stderr, flush=True)
+
+    def take(future: Future) -> None:
+        try:
+            row = future.result()
+        except InputError as error:
+            return refuse(error)
         rows.append({"data_set": label} | row)
         figure = f" {row['psnr_y']:6.2f} dB" if "psnr_y" in row else ""
         seconds = "was there" if row["milliseconds"] is None else f"{row['milliseconds'] / 1000:.2f} s"
@@ -259,10 +271,7 @@ def evaluate(settings: EvalSettings) -> None:
             try:
                 picture, clean = images.result()
             except InputError as error:
-                if settings.pairs is not None:
-                    raise  # a mean over the rest of a set would pass for the set's
-                refused.append(str(error))
-                print(f"refused: {error}", file=sys.stderr, flush=True)
+                refuse(error)
                 continue
             began = time.perf_counter()
             derained = existing(output, picture) if settings.skip_existing else None
@@ -272,9 +281,9 @@ def evaluate(settings: EvalSettings) -> None:
                 milliseconds = round(1000 * (time.perf_counter() - began), 1)
             finishing.append(pool.submit(finish, pair, output, picture, clean, derained, milliseconds))
             if len(finishing) > 1:
-                show(finishing.popleft().result())
+                take(finishing.popleft())
         for future in finishing:
-            show(future.result())
+            take(future)
 
     if rows and label == settings.name and settings.input_psnr_y is not None:
         found = report.means(rows, "input_")["psnr_y"]

@@ -6,6 +6,7 @@ engine.evaluate puts them together; read that first.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -86,7 +87,12 @@ def finish(
 ) -> dict[str, Any]:
     """Write a derained image, unless an earlier run did (milliseconds is None), and measure it; its row of results."""
     if milliseconds is not None:
-        write_picture(output, dataclasses.replace(picture, rgb=derained))
+        try:
+            write_picture(output, dataclasses.replace(picture, rgb=derained))
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise  # a full disk: the next image would fare no better
+            raise InputError(f"{output}: the name is too long for this file system; rename the picture") from error
     row: dict[str, Any] = {"image": output.name}
     figures = {}
     if clean is not None:

@@ -46,6 +46,7 @@ class TrainSettings:
     precision: str = setting("fp32", "arithmetic of the network; the loss is always fp32", ("fp32", "bf16"))
     seed: int = setting(0, "seed of everything random")
     init: Path | None = setting(None, "weights to start from, not random ones: a .pth file, or its folder")
+    deterministic: bool = setting(False, "on a GPU only operations that repeat bit for bit, slower; the CPU's all do")
     max_steps: int | None = setting(None, "stop after this many steps in all, even within an epoch")
     resume: str = setting(
         "auto",

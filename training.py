@@ -143,6 +143,7 @@ class EpochBatches(Sampler):
     def __init__(self, patches: int, batch_size: int, seed: int, rank: int = 0, size: int = 1) -> None:
         self.patches, self.batch_size, self.seed, self.rank, self.size = patches, batch_size, seed, rank, size
         self.per_epoch = math.ceil(patches / batch_size)
+        self._epoch = -1  # of which the order is at hand
         self.start(0)
 
     def start(self, epoch: int, first: int = 0) -> None:
@@ -150,10 +151,17 @@ class EpochBatches(Sampler):
         self.epoch, self.first = epoch, first
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.RandomState([self.seed % 2**32, self.epoch]).permutation(self.patches)
-        for i in range(self.first, self.per_epoch):
-            batch = order[i * self.batch_size : (i + 1) * self.batch_size].tolist()
+        for step in range(self.epoch * self.per_epoch + self.first, (self.epoch + 1) * self.per_epoch):
+            batch = self.of(step)
             yield batch[self.rank :: self.size] or batch[:1]  # never empty; its weight is 0 then
+
+    def of(self, step: int) -> list[int]:
+        """The patches of a step's whole batch."""
+        epoch, i = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            self._order = np.random.RandomState([self.seed % 2**32, epoch]).permutation(self.patches)
+            self._epoch = epoch
+        return self._order[i * self.batch_size : (i + 1) * self.batch_size].tolist()
 
     def weight(self, step: int) -> float:
         """What this process's part of a step's batch counts among the processes; their mean is 1."""
@@ -273,6 +281,20 @@ def interrupts_noted() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def workers_watched() -> Iterator[None]:
+    """Turn the death of a DataLoader worker, which torch reports from wherever the program is, into InputError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            "a process that reads patches died, of too little memory perhaps (fewer --workers take less); "
+            "the same command goes on from the last training state"
+        ) from error
 
 
 def ignore_interrupts(_worker: int) -> None:

@@ -221,7 +221,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Whoever reads `path` sees the old file or the whole new one, also after a power cut.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:20]}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -332,8 +332,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def set_seed(seed: int) -> None:
-    """Seed Python, NumPy and torch on every device."""
+def set_seed(seed: int, deterministic: bool = False) -> None:
+    """Seed Python, NumPy and torch on every device; if asked to, keep torch to operations that repeat bit for bit."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which CUDA's matrix products need for that
+    torch.use_deterministic_algorithms(deterministic)
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

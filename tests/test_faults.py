@@ -99,6 +99,23 @@ def test_two_first_starts_prepare_one_data_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
+def test_a_killed_worker_ends_the_run_with_a_word(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "pairs", 2)
+    process = start("train_rain100L.py", tmp_path, *TRAINING, "100000")
+    try:
+        wait_until(lambda: "step 1/" in (tmp_path / "output.txt").read_text(), process)
+        (worker,) = [pid for pid in children(process) if "tracker" not in Path(f"/proc/{pid}/cmdline").read_text()]
+        os.kill(worker, signal.SIGKILL)
+        assert process.wait(timeout=60) == 2
+    finally:
+        if process.poll() is None:
+            kill(process)
+    text = (tmp_path / "output.txt").read_text()
+    assert "error: a process that reads patches died" in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
 def test_a_killed_rank_ends_the_others_with_a_word(tmp_path: Path) -> None:
     write_pairs(tmp_path / "pairs", 2)
     process = start("train_rain100L.py", tmp_path, *TRAINING, "100000", "--workers", "0", processes=2)

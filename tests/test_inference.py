@@ -6,13 +6,18 @@ import platform
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 
+import evaluation
 import inference
+from evaluation import fast_network
 from inference import derain, fold, in_blocks
 from networks import DARGNet
+from settings import EvalSettings
+from utils import InputError
 
 
 @pytest.mark.parametrize("tile", [48, 64, 100])
@@ -113,3 +118,55 @@ pages()
 assert pages() < 5000, pages()
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_openvino_equals_torch(network: DARGNet) -> None:
+    """Any size and batch, in tiles and whole; in bfloat16 up to its rounding."""
+    pytest.importorskip("openvino", reason="an extra requirement")
+    exact, half = inference.OpenVINONetwork(network), inference.OpenVINONetwork(network, torch.bfloat16)
+    for size in ((1, 20, 30), (2, 33, 17), (1, 70, 90)):
+        rainy = torch.rand(size[0], 3, *size[1:], generator=torch.Generator().manual_seed(10))
+        expected = derain(network, rainy)
+        for tile in (0, 32):
+            torch.testing.assert_close(derain(exact, rainy, tile), expected, rtol=0, atol=1e-5)
+            found = derain(half, rainy, tile)
+            assert (found - expected).pow(2).mean() < 1e-3
+
+
+def test_a_backend_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)  # importing it fails then
+    settings = EvalSettings(backend="openvino")
+    with pytest.raises(InputError, match=r"pip install -r requirements-extra\.txt"):
+        fast_network(ROOT / "logs/Rain100L/net_latest.pth", settings, torch.device("cpu"))
+    with pytest.raises(InputError, match="--device cpu"):
+        fast_network(ROOT / "logs/Rain100L/net_latest.pth", settings, torch.device("cuda"))
+
+
+def test_large_images_are_cut_in_tiles_of_what_memory_there_is(
+    network: DARGNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folded, half = fold(network), fold(network, torch.bfloat16)
+    monkeypatch.setattr(evaluation, "free_memory", lambda _: 8 * 2**30)
+    assert evaluation.automatic_tile(1080, 1920, folded) == 0
+    assert evaluation.automatic_tile(4320, 7680, folded) == evaluation.LARGEST_TILE
+    monkeypatch.setattr(evaluation, "free_memory", lambda _: 300 * 2**20)
+    tile = evaluation.automatic_tile(1080, 1920, folded)
+    assert 64 <= tile < evaluation.automatic_tile(1080, 1920, half) < 1080
+    assert (tile + 120) ** 2 * folded.bytes_per_pixel < 300 * 2**20
+    monkeypatch.setattr(evaluation, "free_memory", lambda _: 0)
+    assert evaluation.automatic_tile(1080, 1920, folded) == 64
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_an_image_in_tiles_is_the_same_image(network: DARGNet, dtype: type) -> None:
+    """Integers in, integers out; at most one value in a thousand may round to the next level."""
+    image = np.random.RandomState(0).randint(np.iinfo(dtype).max + 1, size=(90, 130, 3)).astype(dtype)
+    before = image.copy()
+    whole, tiled = (evaluation.derain_image(fold(network), image, tile) for tile in (0, 50))
+    assert whole.dtype == tiled.dtype == dtype
+    assert whole.shape == tiled.shape == image.shape
+    difference = np.abs(whole.astype(int) - tiled.astype(int))
+    assert difference.max() <= (1 if dtype == np.uint8 else 2)
+    assert np.array_equal(image, before)
+    if dtype == np.uint8:
+        assert (difference > 0).mean() < 1e-3

@@ -204,6 +204,20 @@ def check_folder(weights: Path, files: list) -> None:
             assert found.rgb.shape == expected.shape
 
 
+def test_names_of_any_length(small_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """File systems take 255 bytes: such a name is kept, and refused where the result's would be longer."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    longest = "🌧" * 62 + "abc.png"
+    for name in (longest, "雨" * 83 + "a.png", "雨" * 83 + "a.jpg", "b.png"):
+        Image.fromarray(pixels(1, 9, 9, 3)).save(folder / name)
+    run = EvalSettings(name="real", data_path=folder, logdir=small_weights, save_path=tmp_path / "out", device="cpu")
+    with pytest.raises(InputError, match="2 of 4"):
+        engine.evaluate(run)
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {longest, "b.png"}
+    assert capsys.readouterr().err.count("too long") == 2
+
+
 @pytest.mark.parametrize("kind", GOOD)
 def test_pictures_are_read_as_pillow_reads_them(tmp_path: Path, kind: str) -> None:
     """Every kind, an odd size: the pixels of another library's reader, but for JPEG's rounding."""
