@@ -76,12 +76,13 @@ def keep_freed_memory() -> None:
         mallopt(top_pad, 64 << 20)
 
 
-def setting(default: Any, description: str, choices: Collection[str] | None = None) -> Any:
+def setting(default: Any, description: str, choices: Collection[str] | None = None, positional: bool = False) -> Any:
     """A dataclass field that knows its --help text and, if limited, its choices.
 
-    Where the choices are a mapping, each stands for values of other settings: see parse_settings.
+    positional: one or more values without a flag, at the command's end. Where the choices are a mapping, each stands for values of other settings: see parse_settings.
     """
-    return dataclasses.field(default=default, metadata={"help": description, "choices": choices})
+    metadata = {"help": description, "choices": choices, "positional": positional}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def parse_settings(settings: type, doc: str, arguments: list[str] | None = None) -> Any:
@@ -104,6 +105,10 @@ def parse_settings(settings: type, doc: str, arguments: list[str] | None = None)
         options: dict[str, Any] = {"default": default, "help": text.replace("%", "%%")}
         if isinstance(kind, types.UnionType):  # X | None: None is only ever the default
             kind = next(k for k in typing.get_args(kind) if k is not type(None))
+        if field.metadata["positional"]:
+            element = typing.get_args(kind)[0]
+            parser.add_argument(field.name, type=element, nargs="+", help=field.metadata["help"])
+            continue
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif typing.get_origin(kind) is tuple:

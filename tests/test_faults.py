@@ -49,27 +49,29 @@ def step_of(folder: Path) -> int:
     return torch.load(path, weights_only=True)["step"] if path.exists() else 0
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.long)])
 def test_a_run_killed_at_any_moment_ends_with_the_same_weights(tmp_path: Path, kills: int) -> None:
     """SIGKILL at random moments, a state at every step, in starting up, training and saving alike."""
-    steps = str(6 * kills)
-    flags = (*TRAINING, steps, "--epochs", "99", "--save_minutes", "0", "--recipe", "best")
-    weights = []
+    steps = 10 * kills
+    flags = (*TRAINING, str(steps), "--epochs", "99", "--save_minutes", "0", "--recipe", "best")
+    weights, killed = [], 0
     moments = random.Random(kills)
     for name in ("whole", "killed"):
         folder = tmp_path / name
         write_pairs(folder / "pairs", 2)
         for _ in range(kills if name == "killed" else 0):
-            before = step_of(folder)
+            wanted = min(step_of(folder) + moments.randint(0, 3), steps)
             process = start("train_rain100L.py", folder, *flags)
-            wanted = before + moments.randint(0, 3)
-            wait_until(lambda: (folder / "run/state_latest.pth").exists() and step_of(folder) >= wanted, process)  # noqa: B023
-            time.sleep(moments.uniform(0, 0.5))
-            kill(process)
+            wait_until(lambda: process.poll() is not None or step_of(folder) >= max(1, wanted), process)  # noqa: B023
+            time.sleep(moments.uniform(0, 0.3))
+            if process.poll() is None:  # else it came to its end before
+                kill(process)
+                killed += 1
             assert step_of(folder) >= wanted, "a state was lost"
         assert start("train_rain100L.py", folder, *flags).wait(timeout=300) == 0, (folder / "output.txt").read_text()
         assert not list((folder / "run").glob("*.damaged"))
         weights.append(torch.load(folder / "run/net_latest.pth", weights_only=True))
+    assert killed > kills / 2
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
@@ -136,10 +138,10 @@ def test_a_killed_rank_ends_the_others_with_a_word(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
 def test_torchrun_restarts_from_the_last_state(tmp_path: Path) -> None:
     write_pairs(tmp_path / "pairs", 2)
-    flags = (*TRAINING, "40", "--epochs", "99", "--workers", "0", "--save_minutes", "0")
+    flags = (*TRAINING, "14", "--epochs", "99", "--workers", "0", "--save_minutes", "0")
     process = start("train_rain100L.py", tmp_path, *flags, processes=2, restarts=1)
     try:
-        wait_until(lambda: step_of(tmp_path) >= 3, process)
+        wait_until(lambda: step_of(tmp_path) >= 2, process)
         os.kill(children(process)[0], signal.SIGKILL)
         assert process.wait(timeout=120) == 0, (tmp_path / "output.txt").read_text()
     finally:
@@ -147,4 +149,4 @@ def test_torchrun_restarts_from_the_last_state(tmp_path: Path) -> None:
             kill(process)
     text = (tmp_path / "output.txt").read_text()
     assert "going on from run/state_" in text
-    assert step_of(tmp_path) == 40
+    assert step_of(tmp_path) == 14
