@@ -111,9 +111,9 @@ class OpenVINONetwork(nn.Module):
         self.bytes_per_pixel = 900 * dtype.itemsize // 4  # measured, as BYTES_PER_PIXEL
         with warnings.catch_warnings():  # tracing is deprecated, but what openvino needs for images of any size
             warnings.simplefilter("ignore")
-            example = torch.zeros(1, 3, 64, 64)  # small, so that nothing is cut in blocks
             size = openvino.PartialShape([-1, 3, -1, -1])
-            model = openvino.convert_model(fold(network).cpu(), example_input=example, input=[size])
+            whole = fold(network.cpu(), blocks=False)
+            model = openvino.convert_model(whole, example_input=torch.zeros(1, 3, 64, 64), input=[size])
         precision = {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype]
         options = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
         self.compiled = openvino.Core().compile_model(model, "CPU", options)
@@ -133,13 +133,14 @@ class Cast(nn.Module):
         return x.to(self.dtype)
 
 
-def fold(network: DARGNet, dtype: torch.dtype = torch.float32) -> DARGNet:
+def fold(network: DARGNet, dtype: torch.dtype = torch.float32, blocks: bool = True) -> DARGNet:
     """A copy of a trained network that derains faster: the same values up to 1e-5, without gradients.
 
     The copy is on the same device, in channels_last order and eval mode. Its state dict has other
     keys: keep the original for saving. dtype: torch.bfloat16 or torch.float16 to compute in that
     type, faster and less exact; images stay float32 outside. The last convolution then keeps to
-    float32: it would else round the image to fewer levels than 8 bits have.
+    float32: it would else round the image to fewer levels than 8 bits have. blocks: compute large images
+    in blocks (InBlocks); without them the network can be traced and exported.
     """
     folded = copy.deepcopy(network).cpu()
     folded.groups = nn.ModuleList(FoldedResidualGroup(group) for group in folded.groups)
@@ -149,8 +150,9 @@ def fold(network: DARGNet, dtype: torch.dtype = torch.float32) -> DARGNet:
         last = len(folded.tail) - 1
         folded.tail[last].float()
         folded.tail.insert(last, Cast(torch.float32))
-    folded.groups = nn.ModuleList(InBlocks(group, group.radius) for group in folded.groups)
-    folded.tail = InBlocks(folded.tail, folded.tail.radius)
+    if blocks:
+        folded.groups = nn.ModuleList(InBlocks(group, group.radius) for group in folded.groups)
+        folded.tail = InBlocks(folded.tail, folded.tail.radius)
     folded.bytes_per_pixel = BYTES_PER_PIXEL * dtype.itemsize // 4
     return folded.requires_grad_(False).eval().to(next(network.parameters()).device)
 

@@ -79,7 +79,8 @@ def keep_freed_memory() -> None:
 def setting(default: Any, description: str, choices: Collection[str] | None = None, positional: bool = False) -> Any:
     """A dataclass field that knows its --help text and, if limited, its choices.
 
-    positional: one or more values without a flag, at the command's end. Where the choices are a mapping, each stands for values of other settings: see parse_settings.
+    positional: one or more values without a flag. Where the choices are a mapping, each stands for
+    values of other settings: see parse_settings.
     """
     metadata = {"help": description, "choices": choices, "positional": positional}
     return dataclasses.field(default=default, metadata=metadata)

@@ -1,0 +1,117 @@
+"""Write a trained network for use elsewhere: as ONNX, as a torch.export program, or its weights as safetensors.
+
+    pip install -r requirements-extra.txt
+    python export.py --logdir logs/Rain100H --out dargnet.onnx            # about a minute on two CPU cores
+    python export.py --logdir logs/Rain100H --out dargnet.pt2             # needs no extra package
+    python export.py --logdir logs/Rain100H --out dargnet.safetensors
+
+The suffix decides. ONNX and torch.export take rainy images (N, 3, H, W), float32 RGB in [0, 1], of any
+number and size, and give derained ones; each file is read back and checked on three sizes before it is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from evaluation import load_weights, weights_file
+from inference import fold
+from networks import DARGNet
+from utils import InputError, atomic_path, run_script, setting
+
+TOLERANCE = 1e-4  # largest difference from the network
+CHECKED = ((1, 33, 47), (2, 100, 64), (1, 5, 7))  # N, H, W
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The command line."""
+
+    logdir: Path = setting(Path("logs/Rain100H"), "folder that holds net_latest.pth, or a .pth file")
+    out: Path = setting(Path("dargnet.onnx"), "file to write: .onnx, .pt2 or .safetensors")
+
+
+def export_onnx(network: DARGNet, path: Path) -> Callable[[Tensor], Tensor]:
+    """Write `path`; returns a function that runs it in ONNX Runtime."""
+    import onnxruntime
+    import onnxscript  # noqa: F401, which torch's exporter needs
+
+    quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with quiet[0], quiet[1], warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        example, sizes = dynamic()
+        torch.onnx.export(
+            fold(network, blocks=False),
+            example,
+            str(path),
+            dynamo=True,
+            dynamic_shapes=sizes,
+            external_data=False,
+            input_names=["rainy"],
+            output_names=["derained"],
+        )
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda rainy: torch.from_numpy(session.run(None, {"rainy": rainy.numpy()})[0])
+
+
+def export_torch(network: DARGNet, path: Path) -> Callable[[Tensor], Tensor]:
+    """Write `path`; returns the program as it is read back."""
+    example, sizes = dynamic()
+    program = torch.export.export(network, example, dynamic_shapes=sizes)
+    with open(path, "wb") as file:  # by its name torch would ask for the suffix .pt2
+        torch.export.save(program, file)
+    with open(path, "rb") as file:
+        return torch.export.load(file).module()
+
+
+def dynamic() -> tuple[tuple[Tensor], dict]:
+    """An example of an input, and which of its sizes may change."""
+    names = {0: "images", 2: "height", 3: "width"}
+    sizes = {"rainy": {axis: torch.export.Dim(name) for axis, name in names.items()}}
+    return (torch.rand(2, 3, 64, 80),), sizes
+
+
+@torch.inference_mode()
+def check(network: DARGNet, run: Callable[[Tensor], Tensor]) -> float:
+    """The largest difference between what was written and the network, over CHECKED sizes."""
+    largest = 0.0
+    for images, height, width in CHECKED:
+        rainy = torch.rand(images, 3, height, width, generator=torch.Generator().manual_seed(height))
+        largest = max(largest, (run(rainy) - network(rainy)).abs().max().item())
+    return largest
+
+
+def export(settings: Settings) -> None:
+    """Write the file and check it, or leave nothing."""
+    network = load_weights(weights_file(settings.logdir))
+    kind = settings.out.suffix
+    try:
+        with atomic_path(settings.out) as temporary:
+            if kind == ".safetensors":
+                from safetensors.torch import save_file
+
+                save_file(network.state_dict(), temporary)
+                print(f"{settings.out}: {len(network.state_dict())} tensors")
+                return
+            if kind not in (".onnx", ".pt2"):
+                raise InputError(f"{settings.out}: the suffix decides what is written: .onnx, .pt2 or .safetensors")
+            run = (export_onnx if kind == ".onnx" else export_torch)(network, temporary)
+            difference = check(network, run)
+            if difference > TOLERANCE:
+                raise InputError(
+                    f"{settings.out}: differs from the network by {difference:.1e}; another torch may help"
+                )
+    except ImportError as error:
+        raise InputError(f"{settings.out}: needs {error.name}: pip install -r requirements-extra.txt") from error
+    print(f"{settings.out}: at most {difference:.1e} from the network on {len(CHECKED)} sizes")
+
+
+if __name__ == "__main__":
+    run_script(export, Settings, __doc__)
