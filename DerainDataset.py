@@ -325,13 +325,14 @@ class DerainDataset(Dataset):
     ) -> None:
         self.path, self.patch_size = Path(hdf5_path), patch_size
         try:
-            self._identity, self._bytes = _map(self.path)
+            self._identity, content = _map(self.path)
             with h5py.File(self.path, "r") as file:
                 self._pairs = _own(file, "pairs")[()]
                 self.backgrounds = _own(file, "backgrounds")[()]
                 self._sources = json.loads(_own(file, "sources").asstr()[()])
                 images = _own(file, "images")
                 self._places = {int(i): _place(_own(images, str(i))) for i in np.unique(self._pairs)}
+            self._views = self._cut(content)
         except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{self.path}: not a packed training set; delete it and start again") from error
         self.pairs = list(range(len(self._pairs))) if pairs is None else list(pairs)
@@ -344,7 +345,7 @@ class DerainDataset(Dataset):
             corners += [(pair, top, left, 0) for top in tops for left in lefts]
         if flip:
             corners += [(pair, top, left, 1) for pair, top, left, _ in corners]
-        self._corners = np.array(corners, np.int32).reshape(-1, 4)
+        self._corners = corners
 
     def __len__(self) -> int:
         return len(self._corners)
@@ -353,32 +354,40 @@ class DerainDataset(Dataset):
         pair, top, left, mirrored = self._corners[i]
         rows, columns = slice(top, top + self.patch_size), slice(left, left + self.patch_size)
         patches = []
-        for image in self._pairs[pair]:
-            patch = self._image(image)[rows, columns]  # HWC RGB uint8
+        for image in self._images(pair):
+            patch = image[rows, columns]  # HWC RGB uint8
             patch = patch[:, ::-1] if mirrored else patch
             patches.append(torch.from_numpy(patch.transpose(2, 0, 1) / np.float32(255)))
         return patches[0], patches[1]
 
     def names(self, patches: Sequence[int]) -> str:
         """The rainy images that patches come from, for messages."""
-        pairs = sorted({int(self._corners[i, 0]) for i in patches})
+        pairs = sorted({self._corners[i][0] for i in patches})
         return ", ".join(self._sources[2 * pair][0] for pair in pairs)
 
     def whole_pair(self, pair: int) -> tuple[np.ndarray, np.ndarray]:
         """The uncut images of a pair, (H, W, 3) uint8 RGB."""
-        rainy, clean = (self._image(image).copy() for image in self._pairs[pair])
+        rainy, clean = (image.copy() for image in self._images(pair))
         return rainy, clean
 
-    def _image(self, number: int) -> np.ndarray:
-        if self._bytes is None:  # in a spawned worker
-            identity, self._bytes = _map(self.path)
+    def _images(self, pair: int) -> tuple[np.ndarray, np.ndarray]:
+        if self._views is None:  # in a spawned worker
+            identity, content = _map(self.path)
             if identity != self._identity:
                 raise InputError(f"{self.path}: was packed anew while this run was using it; start again")
-        offset, shape = self._places[int(number)]
-        return self._bytes[offset : offset + math.prod(shape)].reshape(shape)
+            self._views = self._cut(content)
+        return self._views[pair]
+
+    def _cut(self, content: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Each pair's images, where they lie in the file's bytes. ValueError if the file ends before."""
+        images = {
+            number: content[offset : offset + math.prod(shape)].reshape(shape)
+            for number, (offset, shape) in self._places.items()
+        }
+        return [(images[int(rainy)], images[int(clean)]) for rainy, clean in self._pairs]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_bytes": None}  # a pickled map would carry the whole file
+        return self.__dict__ | {"_views": None}  # a pickled map would carry the whole file
 
 
 def _map(path: Path) -> tuple[tuple[int, int], np.ndarray]:
