@@ -26,6 +26,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
+import page
 import report
 from DerainDataset import DerainDataset, Pair, find_pairs, find_rainy, prepare, split_by_background
 from distributed import Processes
@@ -248,6 +249,8 @@ def evaluate(settings: EvalSettings) -> None:
 
     rows: list[dict[str, Any]] = []
     refused: list[str] = []
+    pictures: dict[str, page.Thumbnails] = {}
+    chosen = page.shown(len(pairs)) if settings.page else set()
 
     def refuse(error: InputError) -> None:
         if settings.pairs is not None:
@@ -257,17 +260,19 @@ def evaluate(settings: EvalSettings) -> None:
 
     def take(future: Future) -> None:
         try:
-            row = future.result()
+            row, small = future.result()
         except InputError as error:
             return refuse(error)
         rows.append({"data_set": label} | row)
+        if small:
+            pictures[row["image"]] = small
         figure = f" {row['psnr_y']:6.2f} dB" if "psnr_y" in row else ""
         seconds = "was there" if row["milliseconds"] is None else f"{row['milliseconds'] / 1000:.2f} s"
         print(f"[{len(rows) + len(refused)}/{len(pairs)}] {row['image']}{figure} {seconds}", flush=True)
 
     with ThreadPoolExecutor(2) as pool:  # to read, measure and write images while the network works
         finishing: deque[Future] = deque()
-        for pair, output, images in zip(pairs, outputs, ahead(pool, read_images, pairs), strict=True):
+        for i, (pair, output, images) in enumerate(zip(pairs, outputs, ahead(pool, read_images, pairs), strict=True)):
             try:
                 picture, clean = images.result()
             except InputError as error:
@@ -279,7 +284,9 @@ def evaluate(settings: EvalSettings) -> None:
             if derained is None:
                 derained = derain_image(network, picture.rgb, tile, settings.quantize)
                 milliseconds = round(1000 * (time.perf_counter() - began), 1)
-            finishing.append(pool.submit(finish, pair, output, picture, clean, derained, milliseconds))
+            finishing.append(
+                pool.submit(finish, pair, output, picture, clean, derained, milliseconds, with_thumbnails=i in chosen)
+            )
             if len(finishing) > 1:
                 take(finishing.popleft())
         for future in finishing:
@@ -304,9 +311,13 @@ def evaluate(settings: EvalSettings) -> None:
             "environment": environment(device),
         }
         report.write_results(save_path, rows, summary)
+        if settings.page:
+            protocol = f"Figures: {PROTOCOL}. " if lines else ""
+            note = f"{len(rows)} images of {data_path}, weights {weights}, {how}. {protocol}"
+            page.write_page(save_path, label, note, lines, rows, pictures)
         if lines:
             protocol = "PReNet protocol: Y channel, mean of per-image figures; RGB beside it"
             print("\n" + report.table(f"{label}, {len(pairs)} pairs ({protocol})", lines))
-        print(f"\n{len(rows)} images and results.csv, results.json in {save_path}")
+        print(f"\n{len(rows)} images, results.csv, results.json{', index.html' * settings.page} in {save_path}")
     if refused:
         raise InputError(f"{len(refused)} of {len(pairs)} images were refused: see the lines that begin with 'refused'")

@@ -22,6 +22,7 @@ from datasets.synthesize import stand_in, synthetic_label
 from DerainDataset import Pair, read_pair
 from inference import OpenVINONetwork, derain, fold, in_blocks
 from networks import DARGNet, load_network
+from page import Thumbnails, thumbnails
 from settings import EvalSettings
 from SSIM import image_metrics
 from utils import InputError, Picture, free_memory, quantize, read_picture, to_image, to_tensor, write_picture
@@ -84,8 +85,12 @@ def finish(
     clean: np.ndarray | None,
     derained: np.ndarray,
     milliseconds: float | None,
-) -> dict[str, Any]:
-    """Write a derained image, unless an earlier run did (milliseconds is None), and measure it; its row of results."""
+    with_thumbnails: bool,
+) -> tuple[dict[str, Any], Thumbnails | None]:
+    """Write a derained image, unless an earlier run did (milliseconds is None), and measure it.
+
+    Returns its row of results, and its pictures for the page if they are wanted.
+    """
     if milliseconds is not None:
         try:
             write_picture(output, dataclasses.replace(picture, rgb=derained))
@@ -101,7 +106,8 @@ def finish(
             figures = image_metrics(picture.rgb, clean)
         except ValueError as error:
             raise InputError(f"{pair.rainy}: {error}") from error
-    return row | {"milliseconds": milliseconds} | {f"input_{name}": value for name, value in figures.items()}
+    row |= {"milliseconds": milliseconds} | {f"input_{name}": value for name, value in figures.items()}
+    return row, thumbnails(picture.rgb, derained, clean) if with_thumbnails else None
 
 
 def data_set_label(settings: EvalSettings, data_path: Path, pairs: Sequence[Pair | Path]) -> str:

@@ -77,6 +77,7 @@ class EvalSettings:
     backend: str = setting("torch", "what computes; openvino needs requirements-extra.txt", ("torch", "openvino"))
     quantize: str = setting("round", "how values become 8-bit; the authors truncated", ("round", "truncate"))
     skip_existing: bool = setting(False, "keep derained images that an earlier run left, and go on with the rest")
+    page: bool = setting(True, "write index.html, every image with a before/after slider")
     tile: str = setting("auto", "auto (by free memory), off, or the side of exact tiles in pixels")
 
     name: str = ""  # of the data set
