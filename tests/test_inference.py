@@ -90,7 +90,7 @@ def test_blocks_give_the_whole_images_values(
     if dtype == torch.float32:
         torch.testing.assert_close(found, whole, rtol=0, atol=1e-5)
     else:
-        assert (found - whole).pow(2).mean().sqrt() < 1e-3
+        assert (found - whole).pow(2).mean().sqrt() < 5e-3
 
 
 def test_blocks_are_as_equal_as_can_be() -> None:

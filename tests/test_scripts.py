@@ -143,7 +143,7 @@ def test_each_test_script_measures(command: Command, tmp_path: Path, weights: Pa
     assert result.returncode == 0, result.stderr
     out = tmp_path / "out"
     names = ["rain-001.png", "rain-002.png", "rain-003.png"]
-    assert sorted(p.name for p in out.iterdir()) == [*names, "results.csv", "results.json"]
+    assert sorted(p.name for p in out.iterdir()) == ["index.html", *names, "results.csv", "results.json"]
     rows = list(csv.DictReader((out / "results.csv").open()))
     assert [row["image"] for row in rows] == names
     for row, number in zip(rows, (1, 2, 3), strict=True):
