@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from report import METRICS, means
+from report import METRICS, cells, means
 from utils import InputError, run_script, setting
 
 # Y channel, PReNet protocol, trained on the strict 1,254 of RainTrainH or the 200 of RainTrainL. Published with PReNet
@@ -118,8 +118,8 @@ def compare(settings: Settings) -> None:
     if len(set(names)) < len(names):  # results/a/Rain100L and results/b/Rain100L
         names = [str(folder) for folder in settings.results]
 
-    lines = [["rainy input", *figures(means(list(first.rows.values()), "input_"))]]
-    lines += [[name, *figures(means(list(run.rows.values())))] for name, run in zip(names, runs, strict=True)]
+    lines = [["rainy input", *cells(means(list(first.rows.values()), "input_"))]]
+    lines += [[name, *cells(means(list(run.rows.values())))] for name, run in zip(names, runs, strict=True)]
     for name, (psnr, ssim) in PUBLISHED.get(first.data_set, {}).items():
         lines.append([f"{name} (published)", f"{psnr:.2f}", f"{ssim:.3f}", "-", "-"])
     print(f"{first.data_set}, {len(first.rows)} images. {first.protocol}\n")
@@ -133,11 +133,6 @@ def compare(settings: Settings) -> None:
     if lines:
         print(f"\nMean difference from {names[0]}, image by image, and the standard error of that mean\n")
         print(table(["", "", "difference", "standard error", "images won", "verdict"], lines, settings.format))
-
-
-def figures(values: dict[str, float]) -> list[str]:
-    """The four means as text."""
-    return [f"{values[metric]:.{3 if metric.startswith('psnr') else 4}f}" for metric in METRICS]
 
 
 def verdict(difference: np.ndarray, digits: int) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from report import METRICS
+from report import METRICS, cells
 from utils import write_atomically
 
 LONGEST_SIDE = 480  # pixels of the page's pictures
@@ -80,7 +80,9 @@ def write_page(
     table = ""
     if lines:
         head = "".join(f"<th>{metric.upper()}</th>" for metric in METRICS)
-        body = "".join(f"<tr><th>{html.escape(name)}</th>{_cells(values)}</tr>" for name, values in lines)
+        body = ""
+        for name, values in lines:
+            body += f"<tr><th>{html.escape(name)}</th>" + "".join(f"<td>{c}</td>" for c in cells(values)) + "</tr>"
         table = f'<div class="wide"><table><tr><th></th>{head}</tr>{body}</table></div>'
     if finite:
         table += f"<h2>PSNR gained (Y), {len(finite)} images</h2>{histogram(finite)}"
@@ -100,14 +102,6 @@ def write_page(
     fields = {"TITLE": html.escape(title), "NOTE": html.escape(note), "TABLE": table, "DATA": data}
     text = re.sub("@(TITLE|NOTE|TABLE|DATA)@", lambda match: fields[match[1]], TEMPLATE)
     write_atomically(folder / "index.html", text)
-
-
-def _cells(values: Mapping[str, float | None]) -> str:
-    cells = []
-    for metric in METRICS:
-        value, digits = values.get(metric), 3 if metric.startswith("psnr") else 4
-        cells.append("-" if value is None else f"{value:.{digits}f}")
-    return "".join(f"<td>{cell}</td>" for cell in cells)
 
 
 TEMPLATE = """<!doctype html>

@@ -34,16 +34,21 @@ def write_results(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapp
     write_json(folder / "results.json", summary)
 
 
+def cells(figures: Mapping[str, float | None]) -> list[str]:
+    """A line's figures as text, in the order of METRICS; an unknown one is a dash."""
+    texts = []
+    for metric in METRICS:
+        value, digits = figures.get(metric), 3 if metric.startswith("psnr") else 4
+        texts.append("-" if value is None else f"{value:.{digits}f}")
+    return texts
+
+
 def table(title: str, lines: Sequence[tuple[str, Mapping[str, float | None]]]) -> str:
     """A table for the terminal: a title, then a line of figures per name; an unknown figure is a dash."""
     width = max(len(name) for name, _ in lines)
     text = [title, " " * width + "".join(f"{metric.upper():>10}" for metric in METRICS)]
     for name, figures in lines:
-        cells = []
-        for metric in METRICS:
-            value, digits = figures.get(metric), 3 if metric.startswith("psnr") else 4
-            cells.append(f"{'-' if value is None else f'{value:.{digits}f}':>10}")
-        text.append(f"{name:<{width}}" + "".join(cells))
+        text.append(f"{name:<{width}}" + "".join(f"{cell:>10}" for cell in cells(figures)))
     return "\n".join(text)
 
 
