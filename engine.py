@@ -31,7 +31,6 @@ import report
 from DerainDataset import DerainDataset, Pair, find_pairs, find_rainy, prepare, split_by_background
 from distributed import Processes
 from evaluation import (
-    DTYPES,
     ahead,
     data_set_label,
     default_data,
@@ -41,12 +40,12 @@ from evaluation import (
     finish,
     load_weights,
     read_images,
+    validate,
     weights_file,
 )
-from inference import fold
 from networks import DARGNet
 from settings import EvalSettings, TrainSettings, check_settings, parse_tile
-from SSIM import PROTOCOL, SSIM, psnr_y, ssim_y
+from SSIM import PROTOCOL, SSIM
 from training import (
     EpochBatches,
     Run,
@@ -183,9 +182,10 @@ def _train(settings: TrainSettings, processes: Processes, device: torch.device) 
                         f"rate {rate:.1e} {pace:.2f} steps/s, {remaining:.0f} min left"
                     )
                 if held_out and processes.first and (step % validate_every == 0 or step == last_step):
-                    found = validate(run.best_network(), validation, held_out, settings.precision)
+                    found, pictures = validate(run.best_network(), validation, held_out, settings.precision)
                     run.log({"validation": len(held_out), "step": step, **found})
-                    run.show(step, {f"validation/{name}": value for name, value in found.items()})
+                    tagged = {f"validation/{name}": value for name, value in found.items()}
+                    run.show(step, tagged, "validation/rainy_derained_clean", pictures)
                     say(f"validation at step {step}: {found['psnr_y']:.3f} dB (Y) on {len(held_out)} pairs")
                 if step == last_step or stops:
                     break
@@ -203,8 +203,9 @@ def _train(settings: TrainSettings, processes: Processes, device: torch.device) 
             pace = (step - first_step) / (time.monotonic() - began)
             means_of = {"epoch": epoch + 1, "step": step, "steps": counted}
             run.log({**means_of, **means, "lr": rate, "steps_per_second": pace})
-            tagged = {f"train/{name}": value for name, value in means.items()}
-            run.show(step, {**tagged, "optimizer/lr": rate, "speed/steps_per_second": pace}, [rainy, derained, clean])
+            tagged = {f"train/{name}": value for name, value in means.items()} | {"optimizer/lr": rate}
+            speed = {"speed/seconds_per_step": 1 / pace, "speed/patches_per_second": settings.batch_size * pace}
+            run.show(step, tagged | speed, "train/rainy_derained_clean", [rainy, derained, clean])
             sums, counted = torch.zeros(4), 0
             run.save(step, epoch + 1 if epoch_is_over else None)
             if step == last_step:
@@ -214,16 +215,6 @@ def _train(settings: TrainSettings, processes: Processes, device: torch.device) 
                 return
     run.close()
     say(f"done: {settings.save_path / 'net_latest.pth'}")
-
-
-def validate(network: DARGNet, data: DerainDataset, pairs: Sequence[int], precision: str) -> dict[str, float]:
-    """Mean psnr_y and ssim_y (PReNet protocol) over whole pairs of the packed set."""
-    network, figures = fold(network, DTYPES[precision]), []
-    for pair in pairs:
-        rainy, clean = data.whole_pair(pair)
-        derained = derain_image(network, rainy)
-        figures.append((psnr_y(derained, clean), ssim_y(derained, clean)))
-    return dict(zip(("psnr_y", "ssim_y"), np.mean(figures, axis=0).tolist(), strict=True))
 
 
 # ---------------------------------------------------------------- testing

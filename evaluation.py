@@ -1,4 +1,4 @@
-"""The parts of an evaluation: weights, data sets, one image through the network, its row of results.
+"""The parts of an evaluation: weights, data sets, images through the network, their rows of results.
 
 engine.evaluate puts them together; read that first.
 """
@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torchvision.transforms.functional import center_crop
 
 from datasets.synthesize import stand_in, synthetic_label
-from DerainDataset import Pair, read_pair
+from DerainDataset import DerainDataset, Pair, read_pair
 from inference import OpenVINONetwork, derain, fold, in_blocks
 from networks import DARGNet, load_network
 from page import Thumbnails, thumbnails
 from settings import EvalSettings
-from SSIM import image_metrics
+from SSIM import image_metrics, psnr_y, ssim_y
 from utils import InputError, Picture, free_memory, quantize, read_picture, to_image, to_tensor, write_picture
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -108,6 +109,26 @@ def finish(
             raise InputError(f"{pair.rainy}: {error}") from error
     row |= {"milliseconds": milliseconds} | {f"input_{name}": value for name, value in figures.items()}
     return row, thumbnails(picture.rgb, derained, clean) if with_thumbnails else None
+
+
+def validate(
+    network: DARGNet, data: DerainDataset, pairs: Sequence[int], precision: str
+) -> tuple[dict[str, float], list[torch.Tensor]]:
+    """Mean psnr_y and ssim_y (PReNet protocol) over whole pairs of the packed set.
+
+    With them the middles of the first four pairs, to look at: rainy, derained and clean ones, each
+    (N, 3, H, W) in [0, 1], 128 pixels wide and high or as large as the smallest image.
+    """
+    network, figures, middles = fold(network, DTYPES[precision]), [], []
+    for pair in pairs:
+        rainy, clean = data.whole_pair(pair)
+        derained = derain_image(network, rainy)
+        figures.append((psnr_y(derained, clean), ssim_y(derained, clean)))
+        if len(middles) < 4:
+            middles.append(torch.cat([to_tensor(image) for image in (rainy, derained, clean)]))
+    side = min(128, *(length for images in middles for length in images.shape[2:]))
+    shown = torch.stack([center_crop(images, [side, side]) for images in middles], dim=1)
+    return dict(zip(("psnr_y", "ssim_y"), np.mean(figures, axis=0).tolist(), strict=True)), list(shown)
 
 
 def data_set_label(settings: EvalSettings, data_path: Path, pairs: Sequence[Pair | Path]) -> str:

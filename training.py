@@ -49,6 +49,7 @@ class Run:
         self.free = set(settings.FREE) - ({"epochs", "max_steps"} if settings.schedule == "cosine" else set())
         self.network, self.average, self.optimizer = network, average, optimizer
         self.latest, self.previous = self.folder / "state_latest.pth", self.folder / "state_previous.pth"
+        self.shown: dict[str, float] = {}  # the last of each figure that TensorBoard got
 
     def restore(self) -> int:
         """Load the newest whole training state of the folder, if there is one; returns its step."""
@@ -87,6 +88,7 @@ class Run:
         if self.writes:
             self.tensorboard = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
             self.tensorboard.add_text("settings", f"```\n{json.dumps(self.settings, indent=1)}\n```", step)
+            self.tensorboard.add_text("environment", f"```\n{json.dumps(plain(surroundings), indent=1)}\n```", step)
 
     def save(self, step: int, epoch: int | None = None) -> None:
         """Write the state and the latest weights; those of a finished epoch also under its number."""
@@ -108,8 +110,14 @@ class Run:
             save_torch(self.folder / f"net_epoch{epoch}.pth", weights)
 
     def close(self) -> None:
-        """Finish TensorBoard's file."""
+        """Give TensorBoard the settings beside the last figures, to compare runs by (HPARAMS), and finish its file."""
         if self.writes:
+            settings = {name: value for name, value in self.settings.items() if name not in self.free}
+            settings = {
+                name: value if isinstance(value, int | float) else str(value) for name, value in settings.items()
+            }
+            last = {tag: value for tag, value in self.shown.items() if tag.startswith(("train/", "validation/"))}
+            self.tensorboard.add_hparams(settings, last, name="hparams")
             self.tensorboard.close()
 
     def best_network(self) -> DARGNet:
@@ -121,16 +129,18 @@ class Run:
         if self.writes:
             append_line(self.folder / "log.jsonl", json.dumps(plain(line)))
 
-    def show(self, step: int, figures: dict[str, float], images: list[Tensor] | None = None) -> None:
-        """Hand TensorBoard figures, by their tags, and rows of four of the images, each (N, 3, H, W)."""
+    def show(self, step: int, figures: dict[str, float], tag: str, images: list[Tensor]) -> None:
+        """Hand TensorBoard figures by their tags, and under `tag` a row of up to four of each of the images.
+
+        images: each (N, 3, H, W), RGB in [0, 1].
+        """
         if not self.writes:
             return
-        for tag, value in figures.items():
-            self.tensorboard.add_scalar(tag, value, step)
-        if images:
-            rows = [row[:4].detach().float().clamp(0, 1).cpu() for row in images]
-            grid = make_grid(torch.cat(rows), nrow=len(rows[0]))
-            self.tensorboard.add_image("train/rainy_derained_clean", grid, step)
+        self.shown |= figures
+        for name, value in figures.items():
+            self.tensorboard.add_scalar(name, value, step)
+        rows = [row[:4].detach().float().clamp(0, 1).cpu() for row in images]
+        self.tensorboard.add_image(tag, make_grid(torch.cat(rows), nrow=len(rows[0])), step)
 
 
 class EpochBatches(Sampler):

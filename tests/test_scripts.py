@@ -89,9 +89,10 @@ def test_each_train_script_trains(command: Command, tmp_path: Path, script: str,
     assert epoch["step"] == 2
     assert np.isfinite([epoch["loss"], epoch["psnr_rgb"], epoch["lr"]]).all()
     assert epoch["loss"] == pytest.approx(epoch["l1"] + epoch["ssim_loss"], abs=1e-5)
-    events = b"".join(path.read_bytes() for path in (run / "tensorboard").glob("events*"))
-    for tag in (b"settings", b"train/loss", b"train/psnr_rgb", b"optimizer/lr", b"train/rainy_derained_clean"):
-        assert tag in events
+    events = b"".join(path.read_bytes() for path in (run / "tensorboard").glob("**/events*"))
+    tags = ["settings", "environment", "train/loss", "train/psnr_rgb", "train/rainy_derained_clean", "optimizer/lr"]
+    for tag in (*tags, "speed/seconds_per_step", "speed/patches_per_second", "_hparams_/session_start_info"):
+        assert tag.encode() in events
     again = command("test_Rain12.py", "--data_path", "pairs", "--logdir", "run", "--save_path", "out")
     assert again.returncode == 0, again.stderr
 

@@ -21,13 +21,14 @@ from conftest import ROOT, start, write_pairs
 import engine
 import train_rain100H
 import train_rain100L
-from DerainDataset import DerainDataset, find_pairs, read_pair, split_by_background
+from DerainDataset import DerainDataset, find_pairs, prepare, read_pair, split_by_background
+from evaluation import validate
 from inference import fold
 from networks import DARGNet, load_network
 from settings import RECIPES, TrainSettings
 from SSIM import psnr_y
 from training import EpochBatches, augmented, learning_rate, moving_average, speed_up_prelus
-from utils import InputError, parse_settings
+from utils import InputError, parse_settings, to_tensor
 
 State = dict[str, torch.Tensor]
 
@@ -209,6 +210,21 @@ def test_validation_measures_the_saved_weights_on_whole_pairs(settings: TrainSet
         figures.append(psnr_y(engine.derain_image(network, rainy), clean))
     assert (line["validation"], line["step"]) == (2, 3)
     assert line["psnr_y"] == pytest.approx(np.mean(figures), abs=1e-6)
+    events = b"".join(path.read_bytes() for path in (settings.save_path / "tensorboard").glob("events*"))
+    assert b"validation/psnr_y" in events
+    assert b"validation/rainy_derained_clean" in events
+
+
+def test_validation_shows_the_same_middles_each_time(network: DARGNet, tmp_path: Path) -> None:
+    data = DerainDataset(prepare(write_pairs(tmp_path / "pairs", 5), log=lambda _: None), 32, 16)
+    _, (rainy, derained, clean) = validate(network, data, range(5), "fp32")
+    assert rainy.shape == derained.shape == clean.shape == (4, 3, 64, 64)
+    for pair in range(4):
+        images = data.whole_pair(pair)
+        for shown, image in zip((rainy, clean), images, strict=True):
+            assert torch.equal(shown[pair], to_tensor(image[:, 4:68])[0])
+        expected = engine.derain_image(fold(network), images[0])
+        assert torch.equal(derained[pair], to_tensor(expected[:, 4:68])[0])
 
 
 # ---------------------------------------------------------------- the parts
