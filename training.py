@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -44,7 +45,7 @@ class Run:
     ) -> None:
         self.folder, self.resume, self.writes = settings.save_path, settings.resume, writes
         if writes:
-            self.lock = lock(self.folder / "lock")  # for as long as this object lives
+            weakref.finalize(self, lock(self.folder / "lock").close)  # held for as long as this object lives
         self.settings = plain(dataclasses.asdict(settings))
         self.free = set(settings.FREE) - ({"epochs", "max_steps"} if settings.schedule == "cosine" else set())
         self.network, self.average, self.optimizer = network, average, optimizer
