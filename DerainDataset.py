@@ -279,7 +279,7 @@ def _pack(file: h5py.File, pairs: Sequence[Pair], sources: str, log: Any) -> Non
         if clean not in backgrounds:
             backgrounds[clean] = len(parents)
             parents.append(len(parents))
-            for row in _row_digests(images[1]):
+            for row in line_digests(images[1]):
                 first = rows_seen.setdefault(row, backgrounds[clean])
                 parents[_root(parents, backgrounds[clean])] = _root(parents, first)
         if (i + 1) % 100 == 0 or i + 1 == len(pairs):
@@ -291,7 +291,7 @@ def _pack(file: h5py.File, pairs: Sequence[Pair], sources: str, log: Any) -> Non
     file.attrs["format"] = FORMAT  # last: its presence says that the file is whole
 
 
-def _row_digests(image: np.ndarray) -> list[bytes]:
+def line_digests(image: np.ndarray) -> list[bytes]:
     """Digests of an image's rows and columns, flat ones left out: two crops of one photograph share some.
 
     That tells the same background also where copies are cropped along one side, without any

@@ -5,7 +5,8 @@
 
 Any layout of datasets/README.md is recognised; so is a folder of images without pairs, such as clean sides alone.
 Sets are told by fingerprints of their pixels (datasets/fingerprints.json); backgrounds are matched by what they show,
-so that copies scaled in brightness, encoded anew, mirrored or cropped to 480x320 are found as well.
+so that copies scaled in brightness, encoded anew, mirrored or cropped to 480x320 are found as well. Closer crops are
+found between folders where they keep whole rows or columns of unchanged pixels.
 
 exit status: 0 all is well; 1 something is wrong with the data: pairs that don't fit, images that differ from
 the rest of their set, backgrounds shared between the folders given; 2 an image or folder can't be read or is unpaired
@@ -28,7 +29,7 @@ if __name__ == "__main__":  # run as a file, Python looks for modules in dataset
 from datasets.fingerprints import content_signs, pixel_hash
 from datasets.identify import Identity, Image, count_backgrounds, identify, listed, matching, shared_with_tests
 from datasets.synthesize import synthetic_label
-from DerainDataset import Pair, UnknownLayout, find_pairs, find_rainy, name_key, read_pair
+from DerainDataset import Pair, UnknownLayout, find_pairs, find_rainy, line_digests, name_key, read_pair
 from SSIM import WINDOW, psnr_y, ssim_y
 from utils import InputError, read_rgb, run_script, setting
 
@@ -110,18 +111,15 @@ def look_at(path: Path) -> Folder:
 
 def read(pair: Pair, paired: bool) -> Image:
     """Fingerprints and figures of a pair, or of one image. Raises InputError if it can't be read or measured."""
-    if not paired:
-        clean = read_rgb(pair.clean)
-        return Image(pair.clean.name, pair.number, clean.shape[1::-1], pixel_hash(clean), content_signs(clean))
-    rainy, clean = read_pair(pair)
+    rainy, clean = read_pair(pair) if paired else (None, read_rgb(pair.clean))
+    lines = np.unique(np.frombuffer(b"".join(digest[:8] for digest in line_digests(clean)), np.int64))
+    image = Image(pair.rainy.name, pair.number, clean.shape[1::-1], pixel_hash(clean), content_signs(clean), lines)
+    if rainy is None:
+        return image
     if min(clean.shape[:2]) < WINDOW:
         raise InputError(f"{pair.rainy}: smaller than the {WINDOW}x{WINDOW} window of SSIM; remove the pair")
-    return Image(
-        pair.rainy.name,
-        pair.number,
-        clean.shape[1::-1],
-        pixel_hash(clean),
-        content_signs(clean),
+    return dataclasses.replace(
+        image,
         rainy=pixel_hash(rainy),
         psnr_y=psnr_y(rainy, clean),
         ssim_y=ssim_y(rainy, clean),

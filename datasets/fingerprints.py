@@ -33,6 +33,13 @@ ALIKE = 0.75  # of the signs agree: the same background. See datasets/README.md 
 BLOCK = 1000  # rows compared at once, so that memory stays small for large sets
 BSDS500_LAYOUTS = ("", "images", "data/images", "BSDS500/data/images", "BSR/BSDS500/data/images")
 BSDS500_PARTS = ("train", "val", "test")
+ORIGINALS = {  # where the store's rainy images are looked for; of RainTrainH 12 pairs were at hand, of Rain100H none
+    "Rain100H": ("test/Rain100H",),
+    "Rain100L": ("test/Rain100L",),
+    "Rain12": ("test/Rain12",),
+    "RainTrainH": ("train/RainTrainH", "train/RainTrainH12"),
+    "RainTrainL": ("train/RainTrainL",),
+}
 REMEDY = "get BSDS500, 500 photographs in train/, val/ and test/ (for example https://github.com/BIDS/BSDS500)"
 
 # Rain100H and Rain100L were made from the first hundred of RainTrainH's numbers, sorted as strings: 1, 10, 100,
@@ -171,7 +178,7 @@ class Settings:
     """The command line of this file."""
 
     bsds500: Path = setting(Path("BSDS500"), "folder of BSDS500's photographs")
-    root: Path = setting(Path("datasets"), "folder with test/ and train/: the original sets, as far as they are there")
+    root: Path = setting(Path("datasets"), "folder with test/ and train/; fingerprints of sets that it lacks stay")
     out: Path = setting(STORE, "file to write")
 
 
@@ -187,16 +194,15 @@ def make(settings: Settings) -> None:
     signs = {name: content_signs(image) for name, image in images.items()}
     packed = {name: np.packbits(sign > 0).tobytes().hex() for name, sign in signs.items()}
     lines = {name: f"{pixel_hash(image)} {packed[name]}" for name, image in images.items()}
-    stored: dict[str, dict] = {
-        "photographs": {part: {name: lines[name] for name in names} for part, names in groups.items()},
-        "Rain12": {},
-        "rainy": {},
-    }
-    for name, place in (
-        *(("RainTrainL", "train/RainTrainL"), ("Rain100L", "test/Rain100L"), ("Rain12", "test/Rain12")),
-        ("RainTrainH", "train/RainTrainH12"),
-    ):
-        pairs = find_pairs(settings.root / place)
+    stored: dict[str, dict] = {"Rain12": {}, "rainy": {}}
+    if settings.out.exists():
+        stored = json.loads(settings.out.read_text(encoding="utf-8"))
+    stored["photographs"] = {part: {name: lines[name] for name in names} for part, names in groups.items()}
+    for name, places in ORIGINALS.items():
+        folder = next((settings.root / place for place in places if (settings.root / place).is_dir()), None)
+        if folder is None:
+            continue
+        pairs = find_pairs(folder)
         stored["rainy"][name] = {pair.key: pixel_hash(read_rgb(pair.rainy)) for pair in pairs}
         if name == "Rain12":
             for pair in pairs:

@@ -19,8 +19,8 @@ LISTED = 12  # numbers, or ranges of numbers, in one line
 class Image:
     """A pair, or an image without one (`rainy` is ''): what identifies it, and the figures of its rain.
 
-    size: width, height. clean, rainy: pixel hashes. signs: (255,) of the clean image. fault: why
-    the pair doesn't fit, or ''.
+    size: width, height. clean, rainy: pixel hashes. signs: (255,) of the clean image. lines: sorted
+    int64 digests of its rows and columns. fault: why the pair doesn't fit, or ''.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Image:
     size: tuple[int, int]
     clean: str
     signs: np.ndarray
+    lines: np.ndarray
     rainy: str = ""
     psnr_y: float = math.nan
     ssim_y: float = math.nan
@@ -175,10 +176,18 @@ def shared_with_tests(images: Sequence[Image], identity: Identity) -> list[str]:
 
 
 def matching(images: Sequence[Image], others: Sequence[Image]) -> list[Image]:
-    """The images whose background is among the others', by what they show or by equal pixels."""
-    pixels = {image.clean for image in others}
-    found = first_match(_signs(images), _signs(others))
-    return [image for image, match in zip(images, found, strict=True) if match >= 0 or image.clean in pixels]
+    """The images whose background is among the others': by what they show, or by a row or column of equal pixels.
+
+    The first finds copies that were changed, the second crops of any size along one side.
+    """
+    pixels, lines = {image.clean for image in others}, np.unique(np.concatenate([image.lines for image in others]))
+
+    def shares_lines(image: Image) -> bool:
+        places = np.searchsorted(lines, image.lines)
+        return bool((lines[np.minimum(places, len(lines) - 1)] == image.lines).any()) if len(lines) else False
+
+    matches = zip(images, first_match(_signs(images), _signs(others)), strict=True)
+    return [image for image, match in matches if match >= 0 or image.clean in pixels or shares_lines(image)]
 
 
 def count_backgrounds(images: Sequence[Image]) -> int:

@@ -149,7 +149,11 @@ def test_what_differs_from_a_known_set_is_told(known: Path, capsys: pytest.Captu
     shown = capsys.readouterr().out
     assert "like RainTrainL: 10 of 200" in shown
     assert "WRONG rainy images: 1 of 10 differ from the original's: 5" in shown
+    assert "WRONG clean" not in shown
     assert "WRONG in" not in shown  # it still is clean + one grey layer
+    write(folder / "norain-6.png", read_rgb(folder / "norain-6.png") - (read_rgb(folder / "norain-6.png") > 99))
+    assert run(folder) == 1
+    assert "WRONG clean images: 1 of 10 differ from the original's: 6" in capsys.readouterr().out
 
 
 def test_other_rain_on_the_same_backgrounds_is_not_rain100l(known: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,6 +188,11 @@ def test_test_backgrounds_in_a_training_set_and_between_folders(
     assert "none of the known sets under these numbers" in shown
     assert "no rain at all in 2 pairs: 62 and 65" in shown
     assert "2 of 2 (62 and 65) and 2 of 12 (2 and 5)" in shown
+    write(tmp_path / "square/rainy/7.png", read_rgb(light / "norain-7.png")[:, :40])  # whole columns of it
+    write(tmp_path / "square/clean/7.png", read_rgb(light / "norain-7.png")[:, :40])
+    assert run(tmp_path / "square", rain100) == 0
+    assert run(tmp_path / "square", light) == 1
+    assert "1 of 1 (7) and 1 of 12 (7)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("layout", LAYOUT_PATTERNS)
