@@ -27,7 +27,7 @@ if __name__ == "__main__":  # run as a file, Python looks for modules in dataset
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets.fingerprints import content_signs, pixel_hash
-from datasets.identify import Identity, Image, count_backgrounds, identify, listed, matching, shared_with_tests
+from datasets.identify import Image, count_backgrounds, identify, listed, matching, shared_with_tests
 from datasets.synthesize import synthetic_label
 from DerainDataset import Pair, UnknownLayout, find_pairs, find_rainy, line_digests, name_key, read_pair
 from SSIM import WINDOW, psnr_y, ssim_y
@@ -46,11 +46,10 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """What was found of a folder: its images, which set they are, whether anything is wrong, what can't be read."""
+    """What was found of a folder: its images, whether anything is wrong, how many files were refused."""
 
     path: Path
     images: list[Image]
-    identity: Identity
     wrong: bool
     refused: int
 
@@ -106,7 +105,7 @@ def look_at(path: Path) -> Folder:
         say("set", line)
     for line in shared_with_tests(images, identity):
         say("tests", line)
-    return Folder(path, images, identity, faulty or identity.wrong, refused)
+    return Folder(path, images, faulty or identity.wrong, refused)
 
 
 def read(pair: Pair, paired: bool) -> Image:

@@ -118,6 +118,13 @@ def test_content_survives_what_happens_to_copies_and_pictures_differ() -> None:
     assert fingerprints.first_match(flat, flat).tolist() == [-1]
 
 
+def test_sets_that_are_not_at_hand_stay_in_the_store(known: Path, bsds500: Path, tmp_path: Path) -> None:
+    before = fingerprints.STORE.read_bytes()
+    fingerprints.make(fingerprints.Settings(bsds500=bsds500, root=tmp_path / "empty", out=fingerprints.STORE))
+    assert fingerprints.STORE.read_bytes() == before
+    assert b"Rain12" in before
+
+
 # ---------------------------------------------------------------- check
 
 
@@ -193,6 +200,14 @@ def test_test_backgrounds_in_a_training_set_and_between_folders(
     assert run(tmp_path / "square", rain100) == 0
     assert run(tmp_path / "square", light) == 1
     assert "1 of 1 (7) and 1 of 12 (7)" in capsys.readouterr().out
+
+
+def test_pictures_of_one_colour_are_alike_only_if_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, level in (("a", 40), ("b", 40), ("c", 41)):
+        write(tmp_path / name / "1.png", np.full((16, 16, 3), level, np.uint8))
+    assert run(tmp_path / "a", tmp_path / "b") == 1
+    assert run(tmp_path / "a", tmp_path / "c") == 0
+    assert "no background in common" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("layout", LAYOUT_PATTERNS)
