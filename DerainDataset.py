@@ -48,6 +48,10 @@ RAIN100_BACKGROUNDS = frozenset({0, 9, *range(99, 188)})
 # ---------------------------------------------------------------- finding images
 
 
+class UnknownLayout(InputError):
+    """A folder that is no set of pairs in any layout, as against a set with something wrong in it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """A rainy image file and the clean image file of the same scene; `key` is what their names share."""
@@ -83,8 +87,8 @@ def find_pairs(folder: Path) -> list[Pair]:
     name; the order is natural. One level of nesting (a folder that holds nothing but the set)
     is looked through.
 
-    Raises InputError for a missing folder, an unknown layout, an image without its partner
-    (both names are given) or two images for one place.
+    Raises InputError for a missing folder, an unknown layout (UnknownLayout), an image without its
+    partner (both names are given) or two images for one place.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; see datasets/README.md for how to get the data sets")
@@ -94,7 +98,7 @@ def find_pairs(folder: Path) -> list[Pair]:
         if len(inner) == 1:
             rainy, clean, place = _sides(inner[0])
     if not rainy:
-        raise InputError(f"{folder}: no rainy and clean images in a known layout ({LAYOUTS})")
+        raise UnknownLayout(f"{folder}: no rainy and clean images in a known layout ({LAYOUTS})")
     rainy_by_key, clean_by_key = _by_key(rainy), _by_key(clean)
     for key, path in rainy_by_key.items():
         if key not in clean_by_key:
@@ -158,7 +162,8 @@ def _sides(folder: Path) -> tuple[list[Path], list[Path], Path]:
     return (rainy if clean else []), clean, folder
 
 
-def _key(path: Path) -> str:
+def name_key(path: Path) -> str:
+    """What the names of a pair share: the number without leading zeros, or what follows rain- or norain-."""
     rest = _PREFIX.sub("", path.stem)
     return str(int(rest)) if rest.isdigit() and rest.isascii() else rest
 
@@ -166,7 +171,7 @@ def _key(path: Path) -> str:
 def _by_key(paths: Sequence[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in paths:
-        other = found.setdefault(_key(path), path)
+        other = found.setdefault(name_key(path), path)
         if other is not path:
             raise InputError(f"{other} and {path}: two images for one place of the set; remove one")
     return found
@@ -274,7 +279,7 @@ def _pack(file: h5py.File, pairs: Sequence[Pair], sources: str, log: Any) -> Non
         if clean not in backgrounds:
             backgrounds[clean] = len(parents)
             parents.append(len(parents))
-            for row in _row_digests(images[1]):
+            for row in line_digests(images[1]):
                 first = rows_seen.setdefault(row, backgrounds[clean])
                 parents[_root(parents, backgrounds[clean])] = _root(parents, first)
         if (i + 1) % 100 == 0 or i + 1 == len(pairs):
@@ -286,7 +291,7 @@ def _pack(file: h5py.File, pairs: Sequence[Pair], sources: str, log: Any) -> Non
     file.attrs["format"] = FORMAT  # last: its presence says that the file is whole
 
 
-def _row_digests(image: np.ndarray) -> list[bytes]:
+def line_digests(image: np.ndarray) -> list[bytes]:
     """Digests of an image's rows and columns, flat ones left out: two crops of one photograph share some.
 
     That tells the same background also where copies are cropped along one side, without any

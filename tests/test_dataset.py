@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader
 from DerainDataset import (
     DerainDataset,
     Pair,
-    _row_digests,
     find_pairs,
     find_rainy,
     is_strict,
+    line_digests,
     prepare,
     read_pair,
     split_by_background,
@@ -377,6 +377,6 @@ def test_real_sets_share_no_background_where_they_should_not() -> None:
     sets = (root / "train/RainTrainL", root / "test/Rain100L")
     if not all(folder.is_dir() for folder in sets):
         pytest.skip("the real sets are not here")
-    rows = [{row for pair in find_pairs(folder) for row in _row_digests(read_pair(pair)[1])} for folder in sets]
+    rows = [{row for pair in find_pairs(folder) for row in line_digests(read_pair(pair)[1])} for folder in sets]
     assert all(rows)
     assert not rows[0] & rows[1]

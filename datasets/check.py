@@ -1,0 +1,198 @@
+"""Say what folders of images hold: which set, which version of it, whether pairs fit, and what leaks between folders.
+
+    python -m datasets.check datasets/test/Rain100L                              # one set
+    python -m datasets.check datasets/train/RainTrainL datasets/test/Rain12      # and shared backgrounds
+
+Any layout of datasets/README.md is recognised; so is a folder of images without pairs, such as clean sides alone.
+Sets are told by fingerprints of their pixels (datasets/fingerprints.json); backgrounds are matched by what they show,
+so that copies scaled in brightness, encoded anew, mirrored or cropped to 480x320 are found as well. Closer crops are
+found between folders where they keep whole rows or columns of unchanged pixels.
+
+exit status: 0 all is well; 1 something is wrong with the data: pairs that don't fit, images that differ from
+the rest of their set, backgrounds shared between the folders given; 2 an image or folder can't be read or is unpaired
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+if __name__ == "__main__":  # run as a file, Python looks for modules in datasets/ only
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from datasets.fingerprints import content_signs, pixel_hash
+from datasets.identify import Image, count_backgrounds, identify, listed, matching, shared_with_tests
+from datasets.synthesize import synthetic_label
+from DerainDataset import Pair, UnknownLayout, find_pairs, find_rainy, line_digests, name_key, read_pair
+from SSIM import WINDOW, psnr_y, ssim_y
+from utils import InputError, read_rgb, run_script, setting
+
+SHOWN = 5  # names of faulty pairs in one line
+PROGRESS = 100  # pairs between two lines of progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The command line."""
+
+    folders: tuple[Path, ...] = setting((), "folders to look at, one or more", positional=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """What was found of a folder: its images, whether anything is wrong, how many files were refused."""
+
+    path: Path
+    images: list[Image]
+    wrong: bool
+    refused: int
+
+
+def check(settings: Settings) -> None:
+    """Print what each folder holds and which backgrounds they share. Raises SystemExit(1) if something is wrong."""
+    folders = [look_at(path) for path in settings.folders]
+    wrong = any(folder.wrong for folder in folders)
+    for first, second in itertools.combinations(folders, 2):
+        shared = shared_backgrounds(first, second)
+        wrong = wrong or shared
+    refused = sum(folder.refused for folder in folders)
+    if refused:
+        raise InputError(f"{refused} pairs or images were refused: see the lines that begin with 'refused'")
+    if wrong:
+        raise SystemExit(1)
+
+
+def look_at(path: Path) -> Folder:
+    """Read one folder and print what it holds. Raises InputError for a missing folder and unpaired images."""
+    try:
+        pairs, paired = find_pairs(path), True
+    except UnknownLayout as unknown:
+        try:
+            pairs, paired = [Pair(name_key(image), image, image) for image in find_rainy(path)], False
+        except InputError:
+            raise unknown from None
+    print(path)
+    say("layout", layout(pairs, path) if paired else "images without pairs: nothing to align or to measure")
+    images, refused = [], 0
+    for i, pair in enumerate(pairs, 1):
+        try:
+            images.append(read(pair, paired))
+        except InputError as error:
+            refused += 1
+            print(f"refused: {error}", file=sys.stderr, flush=True)
+        if i % PROGRESS == 0 and i < len(pairs):
+            print(f"  {i}/{len(pairs)}", file=sys.stderr, flush=True)
+    if not images:
+        raise InputError(f"{path}: none of its {len(pairs)} pairs or images can be used; see the lines above")
+
+    sizes = Counter(image.size for image in images).most_common()
+    told = ", ".join(f"{count} of {width}x{height}" for (width, height), count in sizes[:SHOWN])
+    rest = f", {len(sizes) - SHOWN} other sizes" if len(sizes) > SHOWN else ""
+    kind = "pairs" if paired else "images"
+    say("images", f"{len(images)} {kind}: {told}{rest}; {count_backgrounds(images)} different backgrounds")
+    faulty = print_rain(images) if paired else False
+    label = synthetic_label(path)
+    if label:
+        say("label", f"{label}, made by datasets/synthesize.py")
+    identity = identify(images)
+    for line in identity.lines:
+        say("set", line)
+    for line in shared_with_tests(images, identity):
+        say("tests", line)
+    return Folder(path, images, faulty or identity.wrong, refused)
+
+
+def read(pair: Pair, paired: bool) -> Image:
+    """Fingerprints and figures of a pair, or of one image. Raises InputError if it can't be read or measured."""
+    rainy, clean = read_pair(pair) if paired else (None, read_rgb(pair.clean))
+    lines = np.unique(np.frombuffer(b"".join(digest[:8] for digest in line_digests(clean)), np.int64))
+    image = Image(pair.rainy.name, pair.number, clean.shape[1::-1], pixel_hash(clean), content_signs(clean), lines)
+    if rainy is None:
+        return image
+    if min(clean.shape[:2]) < WINDOW:
+        raise InputError(f"{pair.rainy}: smaller than the {WINDOW}x{WINDOW} window of SSIM; remove the pair")
+    return dataclasses.replace(
+        image,
+        rainy=pixel_hash(rainy),
+        psnr_y=psnr_y(rainy, clean),
+        ssim_y=ssim_y(rainy, clean),
+        fault=misfit(rainy, clean),
+    )
+
+
+def misfit(rainy: np.ndarray, clean: np.ndarray) -> str:
+    """Why a rainy image is not min(255, clean + one grey layer of at least 0); '' if it is. Both (H, W, 3) uint8.
+
+    The layer is the largest of the three channels' differences: a channel that is clipped differs by less.
+    """
+    added = rainy.astype(np.int16) - clean
+    layer = added.max(axis=2, keepdims=True)
+    bad = (added < 0).any(axis=2) | (rainy != np.minimum(255, clean + layer)).any(axis=2)
+    darker = f", up to {-added.min()} levels darker than the clean image" if added.min() < 0 else ""
+    return f"{max(0.1, 100 * bad.mean()):.1f} % of pixels{darker}" if bad.any() else ""
+
+
+def print_rain(images: Sequence[Image]) -> bool:
+    """Print how the pairs fit and how far the rainy images are from the clean ones; returns whether pairs misfit."""
+    faulty = [image for image in images if image.fault]
+    if faulty:
+        shown = "; ".join(f"{image.name} ({image.fault})" for image in faulty[:SHOWN])
+        rest = f"; and {len(faulty) - SHOWN} more" if len(faulty) > SHOWN else ""
+        say("rain", f"WRONG in {len(faulty)} of {len(images)} pairs, not clean image + one grey layer: {shown}{rest}")
+        if len(faulty) == len(images):
+            say("rain", "all pairs: another model of rain, or images that were encoded anew with losses")
+    else:
+        say("rain", f"all {len(images)} pairs fit: rainy = clean + one grey layer, clipped at 255")
+    same = [image for image in images if image.rainy == image.clean]
+    if same:
+        say("rain", f"no rain at all in {len(same)} pairs: {listed(same)}")
+    wet = [image for image in images if image.rainy != image.clean]
+    if wet:
+        psnr, ssim = np.mean([image.psnr_y for image in wet]), np.mean([image.ssim_y for image in wet])
+        say("input", f"rainy images: PSNR_Y {psnr:.3f} dB, SSIM_Y {ssim:.4f} (PReNet protocol, mean of {len(wet)})")
+    return bool(faulty)
+
+
+def layout(pairs: Sequence[Pair], path: Path) -> str:
+    """The name of the layout that pairs lie in, with the first pair's files."""
+    rainy, clean = pairs[0].rainy, pairs[0].clean
+    folders = (rainy.parent.name.lower(), clean.parent.name.lower())
+    if rainy.parent == clean.parent:
+        name = "PReNet's for training sets"
+    elif clean.parent == rainy.parent.parent:
+        name = "PReNet's for test sets"
+    elif folders == ("input", "target"):
+        name = "MPRNet's"
+    elif folders == ("rain", "norain"):
+        name = "RCDNet's"
+    else:
+        name = "DARGNet's"
+    return f"{name} ({rainy.relative_to(path).as_posix()} and {clean.relative_to(path).as_posix()})"
+
+
+def shared_backgrounds(first: Folder, second: Folder) -> bool:
+    """Print which images of two folders show the same backgrounds; returns whether any do."""
+    in_first, in_second = matching(first.images, second.images), matching(second.images, first.images)
+    if not in_first:
+        print(f"{first.path} and {second.path}: no background in common")
+        return False
+    print(
+        f"LEAK {first.path} and {second.path} show the same backgrounds: {len(in_first)} of {len(first.images)} "
+        f"({listed(in_first)}) and {len(in_second)} of {len(second.images)} ({listed(in_second)})"
+    )
+    return True
+
+
+def say(topic: str, text: str) -> None:
+    """One line of the report."""
+    print(f"  {topic:8}{text}", flush=True)
+
+
+if __name__ == "__main__":
+    run_script(check, Settings, __doc__)
