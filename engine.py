@@ -223,7 +223,8 @@ def _train(settings: TrainSettings, processes: Processes, device: torch.device) 
 def evaluate(settings: EvalSettings) -> None:
     """Derain a set of images, measure them where clean ones are there, write and print what came out.
 
-    Writes to the save path: a PNG per image, under the image's name, results.csv and results.json.
+    Writes to the save path: a PNG per image, under the image's name, results.csv and results.json, and if
+    the settings ask for them index.html and figure.png.
     """
     device = choose_device(settings.device)
     tile = parse_tile(settings.tile)
@@ -233,7 +234,9 @@ def evaluate(settings: EvalSettings) -> None:
     default_name = data_path.resolve().name if settings.pairs and label != settings.name else settings.name
     save_path = settings.save_path or Path("results") / default_name
     outputs = report.output_paths(save_path, pairs)
+    report.check_figure(settings, pairs, outputs)
     weights = weights_file(settings.logdir)
+    checksum = sha256_of(weights)  # now: a training may replace the file meanwhile
     network = fast_network(weights, settings, device)
     how = f"{device} {settings.precision}, {settings.backend}"
     print(f"{label}: {len(pairs)} images of {data_path}, weights {weights}, {how}", flush=True)
@@ -297,7 +300,7 @@ def evaluate(settings: EvalSettings) -> None:
             "means": dict(lines),
             "median_milliseconds": float(np.median(times)) if times else None,
             "refused": refused,
-            "weights": {"path": weights, "sha256": sha256_of(weights)},
+            "weights": {"path": weights, "sha256": checksum},
             "settings": dataclasses.asdict(settings),
             "environment": environment(device),
         }
@@ -309,6 +312,9 @@ def evaluate(settings: EvalSettings) -> None:
         if lines:
             protocol = "PReNet protocol: Y channel, mean of per-image figures; RGB beside it"
             print("\n" + report.table(f"{label}, {len(pairs)} pairs ({protocol})", lines))
-        print(f"\n{len(rows)} images, results.csv, results.json{', index.html' * settings.page} in {save_path}")
+        files = ["results.csv", "results.json", *(["index.html"] if settings.page else [])]
+        if settings.figure is not None and report.write_figure(settings, rows, pairs, outputs):
+            files.append(report.FIGURE)
+        print(f"\n{len(rows)} images, {', '.join(files)} in {save_path}")
     if refused:
         raise InputError(f"{len(refused)} of {len(pairs)} images were refused: see the lines that begin with 'refused'")

@@ -1,4 +1,4 @@
-"""What a test leaves behind: results.csv, results.json and a small table."""
+"""What a test leaves behind: results.csv, results.json, a small table and, if asked for, a figure."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 
+import figure
 from DerainDataset import Pair
 from settings import EvalSettings
-from utils import InputError, write_atomically, write_json
+from utils import InputError, read_rgb, write_atomically, write_json
 
 METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
+FIGURE = "figure.png"
+MOST_SHOWN = 50  # pictures of one figure: more would pass what PNG readers open
 
 
 def means(rows: Sequence[Mapping[str, Any]], prefix: str = "") -> dict[str, float]:
@@ -96,3 +99,74 @@ def output_paths(save_path: Path, pairs: Sequence[Pair | Path]) -> list[Path]:
 def _same_on_any_system(path: Path) -> str:
     """One text for all spellings of a path, also where capitals make no difference."""
     return os.path.realpath(path).casefold()  # Path.resolve fails on links that go in circles
+
+
+def check_figure(settings: EvalSettings, pairs: Sequence[Pair | Path], outputs: Sequence[Path]) -> None:
+    """Raise InputError for a figure that can't be drawn, before anything long begins."""
+    if settings.crop is not None:
+        if settings.figure is None:
+            raise InputError("--crop: says what --figure enlarges; add --figure")
+        if len(settings.crop) != 3 or min(settings.crop) < 0 or settings.crop[2] == 0:
+            given = " ".join(map(str, settings.crop))
+            raise InputError(
+                f"--crop {given}: takes X Y SIZE: left and top from 0 up, and a width from 1 up, in pixels"
+            )
+    if settings.figure is None:
+        return
+    if len(settings.figure) > MOST_SHOWN:
+        raise InputError(f"--figure: {len(settings.figure)} pictures; a figure takes {MOST_SHOWN} at most")
+    for name in settings.figure:
+        if not any(name in _names(pair, output) for pair, output in zip(pairs, outputs, strict=True)):
+            raise InputError(f"--figure {name}: no such picture among the {len(pairs)}, such as {outputs[0].stem}")
+    for pair, output in zip(pairs, outputs, strict=True):
+        for path in (output, pair) if isinstance(pair, Path) else (output, pair.rainy, pair.clean):
+            if path.name.casefold() == FIGURE:
+                raise InputError(f"{path}: has the name of --figure's own file; rename the picture")
+
+
+def write_figure(
+    settings: EvalSettings, rows: Sequence[Mapping[str, Any]], pairs: Sequence[Pair | Path], outputs: Sequence[Path]
+) -> bool:
+    """Write figure.png beside the derained images, of the pictures that --figure names, or else of three.
+
+    rows: the results so far, by `image`, the output's name. The three are those of median, largest and smallest
+    gain in psnr_y, or, without clean pictures, the first, the middle and the last. The derained images are read
+    from the files: what is shown is what was saved. Returns whether there was something to draw.
+
+    Raises InputError if --crop lies outside of a picture.
+    """
+    files = {output.name: (pair, output) for pair, output in zip(pairs, outputs, strict=True)}
+    gains = {row["image"]: row["psnr_y"] - row["input_psnr_y"] for row in rows if "psnr_y" in row}
+    done = [row["image"] for row in rows]
+    roles: dict[str, str] = {}
+    if settings.figure:
+        named = [name for wanted in settings.figure for name in done if wanted in _names(*files[name])]
+        done = list(dict.fromkeys(named))
+    elif gains and len(done) > 2:
+        ordered = sorted(done, key=lambda name: np.nan_to_num(gains[name]))  # nan: perfect before and after
+        chosen = (ordered[(len(ordered) - 1) // 2], ordered[-1], ordered[0])
+        roles = dict(zip(chosen, ("median gain: ", "largest gain: ", "smallest gain: "), strict=True))
+        done = list(chosen)
+    else:
+        done = [done[i] for i in sorted({0, len(done) // 2, len(done) - 1})]
+    shown = []
+    for name in done:
+        pair, output = files[name]
+        gain = f", {gains[name]:+.2f} dB" if name in gains else ""
+        rainy, clean = (pair, None) if isinstance(pair, Path) else (pair.rainy, pair.clean)
+        title = roles.get(name, "") + name + gain
+        shown.append(figure.Row(title, read_rgb(rainy), read_rgb(output), None if clean is None else read_rgb(clean)))
+    if not shown:
+        return False  # all that were wanted were refused, with a line each
+    try:
+        drawn = figure.montage(shown, settings.crop)
+    except ValueError as error:
+        raise InputError(f"--crop {' '.join(map(str, settings.crop))}: {error}; choose a place within it") from error
+    figure.save(outputs[0].with_name(FIGURE), drawn)
+    return True
+
+
+def _names(pair: Pair | Path, output: Path) -> set[str]:
+    """What --figure may call a picture: its file's name or that of the derained one, with or without its ending."""
+    rainy = pair if isinstance(pair, Path) else pair.rainy
+    return {rainy.name, rainy.stem, output.name, output.stem}

@@ -78,6 +78,12 @@ class EvalSettings:
     quantize: str = setting("round", "how values become 8-bit; the authors truncated", ("round", "truncate"))
     skip_existing: bool = setting(False, "keep derained images that an earlier run left, and go on with the rest")
     page: bool = setting(True, "write index.html, every image with a before/after slider")
+    figure: tuple[str, ...] | None = setting(
+        None, "draw figure.png: pictures by name, or those of median, largest and smallest gain (own ones: some three)"
+    )
+    crop: tuple[int, ...] | None = setting(
+        None, "X Y SIZE: left, top, width (pixels) of the figure's crop, half as high"
+    )
     tile: str = setting("auto", "auto (by free memory), off, or the side of exact tiles in pixels")
 
     name: str = ""  # of the data set

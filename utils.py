@@ -113,7 +113,8 @@ def parse_settings(settings: type, doc: str, arguments: list[str] | None = None)
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif typing.get_origin(kind) is tuple:
-            options |= {"type": typing.get_args(kind)[0], "nargs": "*", "metavar": "N"}
+            element = typing.get_args(kind)[0]
+            options |= {"type": element, "nargs": "*", "metavar": element.__name__.upper()}
         elif field.metadata["choices"]:
             options["choices"] = field.metadata["choices"]
         else:

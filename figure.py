@@ -1,0 +1,169 @@
+"""figure.png, as papers show results: rainy, derained, clean and removed rain side by side, a crop enlarged beneath.
+
+Nothing is interpolated. Whole pictures keep their pixels, or are enlarged (small ones) or averaged (large ones) by a
+whole number; crops are enlarged pixel by pixel from the whole picture. 16-bit pictures are shown in 8 bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from SSIM import WINDOW, luma, psnr_y, ssim_y
+from utils import write_atomically
+
+SMALLEST, LARGEST = 240, 800  # pixels of a whole picture's longer side; beyond these it is scaled
+NARROWEST = 240  # pixels of a column: room for its words
+LONGEST_TEXT = 160  # characters
+RAIN_GAIN = 2  # light rain is hard to see as it is
+FRAME, RED, GREY, BLACK = 3, (225, 30, 30), (100, 100, 100), (0, 0, 0)  # FRAME: pixels
+Colour = tuple[int, int, int]  # RGB
+Place = tuple[int, int, int, int]  # left, top, width, height in pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A picture of the figure. rainy, derained, clean: (H, W, 3) uint8 RGB of one size; clean may be missing."""
+
+    title: str
+    rainy: np.ndarray
+    derained: np.ndarray
+    clean: np.ndarray | None = None
+
+
+def montage(rows: Sequence[Row], crop: tuple[int, ...] | None = None) -> np.ndarray:
+    """The figure of some pictures, (height, width, 3) uint8 RGB: a row for each, in columns as wide as the widest.
+
+    crop: left, top and width of what is enlarged, in pixels of the pictures; its height is half its
+    width. None: `crop_place` chooses. Raises ValueError if a picture does not have such pixels.
+    """
+    measured = rows[0].clean is not None
+    names = ["rainy", "derained", *(["clean"] if measured else []), "removed rain"]
+    sizes = [row.rainy.shape[:2] for row in rows]
+    scales = [_scale(max(size), SMALLEST, LARGEST) for size in sizes]
+    column = max(NARROWEST, *(-(-size[1] * up // down) for size, (up, down) in zip(sizes, scales, strict=True)))
+    # Space between columns and around pictures, height of capitals.
+    gap, margin, capitals = max(2 * FRAME, column // 40), max(FRAME, column // 80), column // 24
+    lefts = [gap + i * (column + gap) for i in range(len(names))]
+    width = lefts[-1] + column + gap
+
+    def blank(height: int) -> np.ndarray:
+        return np.full((height, width, 3), 255, np.uint8)
+
+    def words(texts: Sequence[str], colour: Colour = BLACK) -> np.ndarray:
+        """A strip of texts, each in the middle of its column."""
+        strip = blank(2 * capitals)
+        for text, left in zip(texts, lefts, strict=False):
+            _write(strip, text, left, column, capitals, colour, centred=True)
+        return strip
+
+    def remark(text: str, height: int) -> np.ndarray:
+        """A strip with one text from the left edge on."""
+        strip = blank(2 * height)
+        _write(strip, text, gap, width - 2 * gap, height, GREY, centred=False)
+        return strip
+
+    def images(pictures: Sequence[np.ndarray], framed: Place) -> np.ndarray:
+        """A strip of equal-sized pictures in the middle of their columns, with a red frame around a part of each."""
+        height, wide = pictures[0].shape[:2]
+        x, y, w, h = framed
+        strip = blank(height + 2 * margin)
+        for picture, begin in zip(pictures, lefts, strict=True):
+            start = begin + (column - wide) // 2
+            strip[margin : margin + height, start : start + wide] = picture
+            left, top = start + x, margin + y
+            strip[top - FRAME : top + h + FRAME, left - FRAME : left + w + FRAME] = RED
+            strip[top : top + h, left : left + w] = picture[y : y + h, x : x + w]  # the frame lies outside of it
+        return strip
+
+    strips = [words(names)]
+    for row, scale in zip(rows, scales, strict=True):
+        rain = cv2.convertScaleAbs(cv2.absdiff(row.rainy, row.derained), alpha=RAIN_GAIN)  # cut off at 255
+        pictures = [row.rainy, row.derained, *([row.clean] if measured else []), rain]
+        x, y, w, h = crop_place(row) if crop is None else _within(row.rainy, *crop)
+        up, down = scale
+        marked = (x * up // down, y * up // down, max(1, w * up // down), max(1, h * up // down))
+        closer = _scale(w, column, column)
+        crops = [_scaled(picture[y : y + h, x : x + w], closer) for picture in pictures]
+        shown = f"picture {up}:{down}, crop {closer[0]}:{closer[1]}"
+        strips += [blank(capitals), remark(f"{row.title} ({shown})", capitals)]
+        strips.append(images([_scaled(picture, scale) for picture in pictures], marked))
+        strips.append(images(crops, (0, 0, *crops[0].shape[1::-1])))
+        if measured:
+            strips.append(words([_figures(row.rainy, row.clean), _figures(row.derained, row.clean), "PSNR / SSIM (Y)"]))
+    protocol = "PSNR, SSIM: Y channel, PReNet protocol. " if measured else ""
+    note = (
+        f"{protocol}Removed rain: {RAIN_GAIN} x |rainy - derained|. Enlarged by repeating pixels, reduced by averaging."
+    )
+    return np.vstack([*strips, blank(capitals // 2), remark(note, 3 * capitals // 4)])
+
+
+def crop_place(row: Row) -> Place:
+    """Where the figure looks closer: there where the mean of rain x gradient is largest, most rain over most detail.
+
+    It is a quarter as wide as the picture is shown, and half as high. Rain is |rainy - clean|, the gradient (Sobel)
+    that of clean, both of luma; so two methods show the same place. Without a clean picture derained stands for it.
+    """
+    height, width = row.rainy.shape[:2]
+    _, down = scale = _scale(max(height, width), 1, LARGEST)
+    w = min(width, max(16, width // down // 4))
+    h = min(height, max(1, w // 2))
+    rainy, clean = (luma(_scaled(i, scale)) for i in (row.rainy, row.derained if row.clean is None else row.clean))
+    gradient = np.hypot(*(cv2.Sobel(clean, -1, *order, borderType=cv2.BORDER_REPLICATE) for order in ((1, 0), (0, 1))))
+    across, along = -(-w // down), -(-h // down)
+    score = cv2.boxFilter(  # the mean over the window that begins at each pixel
+        np.abs(rainy - clean) * gradient, -1, (across, along), anchor=(0, 0), borderType=cv2.BORDER_REPLICATE
+    )[: len(clean) - along + 1, : clean.shape[1] - across + 1]
+    top, left = np.unravel_index(score.argmax(), score.shape)
+    return min(int(left) * down, width - w), min(int(top) * down, height - h), w, h
+
+
+def save(path: Path, image: np.ndarray) -> None:
+    """Write the figure, atomically, as a PNG of half the size that OpenCV gives it by itself."""
+    _, data = cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9])  # HWC RGB -> HWC BGR
+    write_atomically(path, data.tobytes())
+
+
+def _within(image: np.ndarray, x: int, y: int, w: int) -> Place:
+    height, width = image.shape[:2]
+    h = max(1, w // 2)
+    if x + w > width or y + h > height:
+        raise ValueError(f"{w}x{h} pixels at {x}, {y} lie outside of a picture of {width}x{height}")
+    return x, y, w, h
+
+
+def _scale(size: int, least: int, most: int) -> tuple[int, int]:
+    """The whole numbers to enlarge and to reduce by, one of them 1, for a size to come to `least` to `most` pixels."""
+    return (1, -(-size // most)) if size > most else (max(1, least // size), 1)
+
+
+def _scaled(image: np.ndarray, scale: tuple[int, int]) -> np.ndarray:
+    """Every pixel repeated, or means of squares; what a last square lacks is filled with the border's pixels."""
+    up, down = scale
+    if down == 1:
+        return image.repeat(up, axis=0).repeat(up, axis=1)
+    below, right = (-side % down for side in image.shape[:2])
+    image = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE)
+    return cv2.resize(image, (image.shape[1] // down, image.shape[0] // down), interpolation=cv2.INTER_AREA)
+
+
+def _figures(image: np.ndarray, clean: np.ndarray) -> str:
+    """PSNR and SSIM (Y) as text; pictures smaller than its window have no SSIM."""
+    ssim = f"{ssim_y(image, clean):.4f}" if min(clean.shape[:2]) >= WINDOW else "-"
+    return f"{psnr_y(image, clean):.2f} dB / {ssim}"
+
+
+def _write(strip: np.ndarray, text: str, left: int, width: int, height: int, colour: Colour, centred: bool) -> None:
+    """Write into the middle of a strip's rows, smaller if the width asks for it. height: of capitals, in pixels."""
+    text = text.encode("ascii", "backslashreplace").decode()  # OpenCV 4 knows no other letters
+    text = text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 3] + "..."
+    strokes = 1 if cv2.__version__ >= "5" else max(1, round(height / 12))  # OpenCV 4 draws lines, not a font
+    scale = height / 21  # the font's own capitals are 21 pixels high
+    scale *= min(1, width / cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, strokes)[0][0])
+    wide = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, strokes)[0][0]  # not quite in proportion
+    at = (left + (width - wide) // 2 if centred else left, (len(strip) + round(21 * scale)) // 2)
+    cv2.putText(strip, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, strokes, cv2.LINE_AA)
