@@ -6,7 +6,8 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ from settings import EvalSettings
 from utils import InputError, write_atomically, write_json
 
 METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the results of one image go. name: the output's path within the results' folder, as tables have it."""
+
+    name: str
+    output: Path
+    rain: Path | None = None
 
 
 def means(rows: Sequence[Mapping[str, Any]], prefix: str = "") -> dict[str, float]:
@@ -74,23 +84,40 @@ def summary_lines(
     return lines
 
 
-def output_paths(save_path: Path, pairs: Sequence[Pair | Path]) -> list[Path]:
+def places(
+    save_path: Path, pairs: Sequence[Pair | Path], root: Path | None = None, show_rain: bool = False
+) -> list[Place]:
     """Where each derained image goes: its input's name with .png, or NAME.jpg.png where two inputs differ in that only.
+
+    root: the folder below which the inputs' subfolders are kept; None: all results lie in one folder.
+    With show_rain the layers of rain have the same names in rain/, or rain_/ if inputs have a rain/.
 
     Raises InputError if an output would replace an input.
     """
     inputs = [pair.rainy if isinstance(pair, Pair) else pair for pair in pairs]
-    stems = Counter(path.stem.casefold() for path in inputs)
-    names = [path.stem + ".png" if stems[path.stem.casefold()] == 1 else path.name + ".png" for path in inputs]
-    outputs = [save_path / name for name in names]
+    folders = [path.parent.relative_to(root) if root else Path() for path in inputs]
+    stems = Counter((folder, path.stem.casefold()) for folder, path in zip(folders, inputs, strict=True))
+    names = [
+        folder / (path.stem + ".png" if stems[folder, path.stem.casefold()] == 1 else path.name + ".png")
+        for folder, path in zip(folders, inputs, strict=True)
+    ]
+    rain = "rain"
+    while any(name.parts[0].casefold() == rain for name in names):
+        rain += "_"
+    layers = [save_path / rain / name if show_rain else None for name in names]
     every = [p for pair in pairs for p in ((pair.rainy, pair.clean) if isinstance(pair, Pair) else (pair,))]
-    taken = {_same_on_any_system(path) for path in every}
+    refuse_replacing([save_path / name for name in names] + [layer for layer in layers if layer], every)
+    return [Place(name.as_posix(), save_path / name, layer) for name, layer in zip(names, layers, strict=True)]
+
+
+def refuse_replacing(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Raise InputError if an output would replace an input or another output."""
+    taken = {_same_on_any_system(path) for path in inputs}
     for output in outputs:
         place = _same_on_any_system(output)
         if place in taken:
             raise InputError(f"{output}: would replace an input or another result; choose another --save_path")
         taken.add(place)
-    return outputs
 
 
 def _same_on_any_system(path: Path) -> str:
