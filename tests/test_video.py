@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, scene, write
+from conftest import ROOT, scene, write, write_pairs
 from torch import nn
 
 import containers
@@ -140,6 +140,9 @@ def test_every_frame_is_derained_as_a_picture_is(
     assert (out / "drive.avi").read_bytes() == before
     assert inline("test_real.py", *arguments, "--frames", "2").returncode == 0  # 6 frames are not these 2
     assert frames_and_size(out / "drive.avi")[0] == 2
+    (out / "rain/drive.avi").unlink()
+    assert inline("test_real.py", *arguments, "--frames", "2", "--show_rain").returncode == 0
+    assert frames_and_size(out / "rain/drive.avi")[0] == 2  # one of both was there
 
 
 def test_tiles_leave_no_seam_and_a_still_scene_does_not_flicker(fast: nn.Module) -> None:
@@ -372,6 +375,11 @@ def test_without_recursive_only_the_folder_itself(inline: Command, tmp_path: Pat
     write(tmp_path / "photos/sub/b.png", scene(1, 20, 24)[0])
     assert inline("test_real.py", "--data_path", "photos", "--logdir", WEIGHTS, "--save_path", "out").returncode == 0
     assert files(tmp_path / "out") == ["a.png", "index.html", "results.csv", "results.json"]
+    pairs = write_pairs(tmp_path / "pairs", 1, "PReNet train", height=20, width=24)
+    for flags, expected in ((), ["rain-1.png"]), (("--recursive",), ["norain-1.png", "rain-1.png"]):
+        out = tmp_path / f"pairs{len(flags)}"
+        result = inline("test_real.py", "--data_path", pairs, "--logdir", WEIGHTS, "--save_path", out, *flags)
+        assert result.returncode == 0 and sorted(p.name for p in out.glob("*.png")) == expected
 
 
 def test_rain_keeps_depth_and_greyness(inline: Command, tmp_path: Path) -> None:
