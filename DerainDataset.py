@@ -110,6 +110,29 @@ def find_pairs(folder: Path) -> list[Pair]:
     return [Pair(key, path, clean_by_key[key]) for key, path in rainy_by_key.items()]
 
 
+def folders_below(folder: Path, leave_out: Path) -> list[Path]:
+    """A folder and all its subfolders, hidden ones left out, in natural order.
+
+    Links are followed, but no folder is taken twice, wherever links lead. leave_out: a subfolder
+    not to be taken, for results lie there.
+    """
+    folders: list[Path] = []
+    taken, waiting = {os.path.realpath(leave_out)} - {os.path.realpath(folder)}, [folder]
+    while waiting:
+        folder = waiting.pop()
+        place = os.path.realpath(folder)
+        if place in taken:
+            continue
+        taken.add(place)
+        folders.append(folder)
+        try:
+            inner = [p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."]
+        except OSError as error:
+            raise InputError(f"{folder}: the folder cannot be read ({error.strerror})") from error
+        waiting += sorted(inner, key=natural_order, reverse=True)
+    return folders
+
+
 def find_rainy(path: Path) -> list[Path]:
     """Rainy images whose clean ones are not needed: one file, all images of a folder, or a data set's rainy ones.
 

@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader
 
 import page
 import report
-from DerainDataset import DerainDataset, Pair, find_pairs, find_rainy, prepare, split_by_background
+from containers import video_source
+from DerainDataset import DerainDataset, Pair, find_pairs, prepare, split_by_background
 from distributed import Processes
 from evaluation import (
     ahead,
@@ -37,6 +38,7 @@ from evaluation import (
     derain_image,
     existing,
     fast_network,
+    find_pictures,
     finish,
     load_weights,
     read_images,
@@ -65,6 +67,7 @@ from utils import (
     set_seed,
     sha256_of,
 )
+from video import derain_video
 
 # ---------------------------------------------------------------- training
 
@@ -224,17 +227,22 @@ def evaluate(settings: EvalSettings) -> None:
     """Derain a set of images, measure them where clean ones are there, write and print what came out.
 
     Writes to the save path: a PNG per image, under the image's name, results.csv and results.json, and if
-    the settings ask for them index.html and figure.png.
+    the settings ask for them index.html, figure.png and the layers of rain. Videos and cameras go to derain_video.
     """
+    source = video_source(settings.data_path) if settings.data_path and settings.pairs is None else None
+    if source is not None:
+        return derain_video(settings, source)
     device = choose_device(settings.device)
     tile = parse_tile(settings.tile)
     data_path = settings.data_path or default_data(settings)
-    pairs: Sequence[Pair | Path] = find_rainy(data_path) if settings.pairs is None else find_pairs(data_path)
+    real = settings.pairs is None
+    pairs: Sequence[Pair | Path] = find_pictures(settings, data_path) if real else find_pairs(data_path)
     label = data_set_label(settings, data_path, pairs)
     default_name = data_path.resolve().name if settings.pairs and label != settings.name else settings.name
     save_path = settings.save_path or Path("results") / default_name
-    outputs = report.output_paths(save_path, pairs)
-    report.check_figure(settings, pairs, outputs)
+    root = data_path if settings.recursive and data_path.is_dir() else None
+    places = report.places(save_path, pairs, root, settings.show_rain)
+    report.check_figure(settings, save_path, pairs, places)
     weights = weights_file(settings.logdir)
     checksum = sha256_of(weights)  # now: a training may replace the file meanwhile
     network = fast_network(weights, settings, device)
@@ -266,20 +274,20 @@ def evaluate(settings: EvalSettings) -> None:
 
     with ThreadPoolExecutor(2) as pool:  # to read, measure and write images while the network works
         finishing: deque[Future] = deque()
-        for i, (pair, output, images) in enumerate(zip(pairs, outputs, ahead(pool, read_images, pairs), strict=True)):
+        for i, (pair, place, images) in enumerate(zip(pairs, places, ahead(pool, read_images, pairs), strict=True)):
             try:
                 picture, clean = images.result()
             except InputError as error:
                 refuse(error)
                 continue
             began = time.perf_counter()
-            derained = existing(output, picture) if settings.skip_existing else None
+            derained = existing(place.output, picture) if settings.skip_existing else None
             milliseconds = None
             if derained is None:
                 derained = derain_image(network, picture.rgb, tile, settings.quantize)
                 milliseconds = round(1000 * (time.perf_counter() - began), 1)
             finishing.append(
-                pool.submit(finish, pair, output, picture, clean, derained, milliseconds, with_thumbnails=i in chosen)
+                pool.submit(finish, pair, place, picture, clean, derained, milliseconds, with_thumbnails=i in chosen)
             )
             if len(finishing) > 1:
                 take(finishing.popleft())
@@ -313,7 +321,7 @@ def evaluate(settings: EvalSettings) -> None:
             protocol = "PReNet protocol: Y channel, mean of per-image figures; RGB beside it"
             print("\n" + report.table(f"{label}, {len(pairs)} pairs ({protocol})", lines))
         files = ["results.csv", "results.json", *(["index.html"] if settings.page else [])]
-        if settings.figure is not None and report.write_figure(settings, rows, pairs, outputs):
+        if settings.figure is not None and report.write_figure(settings, save_path, rows, pairs, places):
             files.append(report.FIGURE)
         print(f"\n{len(rows)} images, {', '.join(files)} in {save_path}")
     if refused:

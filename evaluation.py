@@ -9,24 +9,37 @@ import dataclasses
 import errno
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import nn
 from torchvision.transforms.functional import center_crop
 
+from containers import VIDEO_SUFFIXES
 from datasets.synthesize import stand_in, synthetic_label
-from DerainDataset import DerainDataset, Pair, read_pair
+from DerainDataset import DerainDataset, Pair, find_rainy, folders_below, list_images, read_pair
 from inference import OpenVINONetwork, derain, fold, in_blocks
 from networks import DARGNet, load_network
 from page import Thumbnails, thumbnails
+from report import Place
 from settings import EvalSettings
 from SSIM import image_metrics, psnr_y, ssim_y
-from utils import InputError, Picture, free_memory, quantize, read_picture, to_image, to_tensor, write_picture
+from utils import (
+    InputError,
+    Picture,
+    free_memory,
+    grey_mean,
+    quantize,
+    read_picture,
+    to_image,
+    to_tensor,
+    write_picture,
+)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WHOLE_PIXELS = 4_000_000  # images up to here are computed whole if memory allows
@@ -52,7 +65,7 @@ def derain_image(network: DARGNet, rgb: np.ndarray, tile: int | None = None, qua
     return derained[0].permute(1, 2, 0).numpy()
 
 
-def ahead(pool: Executor, call: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Future]:
+def ahead(pool: Executor, call: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Future]:
     """The futures of call(item) for every item in order, begun two items early, so that few results wait in memory."""
     futures: deque[Future] = deque()
     for item in items:
@@ -81,25 +94,28 @@ def existing(output: Path, picture: Picture) -> np.ndarray | None:
 
 def finish(
     pair: Pair | Path,
-    output: Path,
+    place: Place,
     picture: Picture,
     clean: np.ndarray | None,
     derained: np.ndarray,
     milliseconds: float | None,
     with_thumbnails: bool,
 ) -> tuple[dict[str, Any], Thumbnails | None]:
-    """Write a derained image, unless an earlier run did (milliseconds is None), and measure it.
+    """Write a derained image, unless an earlier run did (milliseconds is None), its rain if wanted, and measure it.
 
     Returns its row of results, and its pictures for the page if they are wanted.
     """
-    if milliseconds is not None:
-        try:
-            write_picture(output, dataclasses.replace(picture, rgb=derained))
-        except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
-                raise  # a full disk: the next image would fare no better
-            raise InputError(f"{output}: the name is too long for this file system; rename the picture") from error
-    row: dict[str, Any] = {"image": output.name}
+    try:
+        if milliseconds is not None:
+            write_picture(place.output, dataclasses.replace(picture, rgb=derained))
+        if place.rain is not None:
+            rain = rain_layer(picture.rgb, grey_mean(derained) if picture.grey else derained)
+            write_picture(place.rain, Picture(rain, grey=picture.grey))
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise  # a full disk: the next image would fare no better
+        raise InputError(f"{place.output}: the name is too long for this file system; rename the picture") from error
+    row: dict[str, Any] = {"image": place.name}
     figures = {}
     if clean is not None:
         try:
@@ -109,6 +125,11 @@ def finish(
             raise InputError(f"{pair.rainy}: {error}") from error
     row |= {"milliseconds": milliseconds} | {f"input_{name}": value for name, value in figures.items()}
     return row, thumbnails(picture.rgb, derained, clean) if with_thumbnails else None
+
+
+def rain_layer(rainy: np.ndarray, derained: np.ndarray) -> np.ndarray:
+    """What was taken away: rainy - derained, below 0 clipped to 0, not stretched; (H, W, 3) uint8 or uint16 as they."""
+    return cv2.subtract(rainy, derained)
 
 
 def validate(
@@ -153,6 +174,27 @@ def default_data(settings: EvalSettings) -> Path:
         flush=True,
     )
     return stand_in(settings.rain)
+
+
+def find_pictures(settings: EvalSettings, data_path: Path) -> list[Path]:
+    """The pictures that have no clean ones: one, or those of a folder, with --recursive also of its subfolders.
+
+    Videos that lie among them are named in a line, for they are done one at a time.
+
+    Raises InputError if there is no picture.
+    """
+    if not data_path.is_dir():
+        return find_rainy(data_path)
+    results = settings.save_path or Path("results") / settings.name
+    folders = folders_below(data_path, leave_out=results) if settings.recursive else [data_path]
+    videos = [p for folder in folders for p in sorted(folder.iterdir()) if p.suffix.lower() in VIDEO_SUFFIXES]
+    one_at_a_time = f"videos ({len(videos)}), which are done one at a time: --data_path {min(videos, default='')}"
+    images = [image for folder in folders for image in list_images(folder)]
+    if not images and videos:
+        raise InputError(f"{data_path}: holds no image but {one_at_a_time}")
+    if videos:
+        print(f"{data_path}: also holds {one_at_a_time}", flush=True)
+    return images if settings.recursive and images else find_rainy(data_path)
 
 
 def weights_file(path: Path) -> Path:

@@ -6,7 +6,8 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,15 @@ from utils import InputError, read_rgb, write_atomically, write_json
 METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
 FIGURE = "figure.png"
 MOST_SHOWN = 50  # pictures of one figure: more would pass what PNG readers open
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the results of one image go. name: the output's path within the results' folder, as tables have it."""
+
+    name: str
+    output: Path
+    rain: Path | None = None
 
 
 def means(rows: Sequence[Mapping[str, Any]], prefix: str = "") -> dict[str, float]:
@@ -77,23 +87,40 @@ def summary_lines(
     return lines
 
 
-def output_paths(save_path: Path, pairs: Sequence[Pair | Path]) -> list[Path]:
+def places(
+    save_path: Path, pairs: Sequence[Pair | Path], root: Path | None = None, show_rain: bool = False
+) -> list[Place]:
     """Where each derained image goes: its input's name with .png, or NAME.jpg.png where two inputs differ in that only.
+
+    root: the folder below which the inputs' subfolders are kept; None: all results lie in one folder.
+    With show_rain the layers of rain have the same names in rain/, or rain_/ if inputs have a rain/.
 
     Raises InputError if an output would replace an input.
     """
     inputs = [pair.rainy if isinstance(pair, Pair) else pair for pair in pairs]
-    stems = Counter(path.stem.casefold() for path in inputs)
-    names = [path.stem + ".png" if stems[path.stem.casefold()] == 1 else path.name + ".png" for path in inputs]
-    outputs = [save_path / name for name in names]
+    folders = [path.parent.relative_to(root) if root else Path() for path in inputs]
+    stems = Counter((folder, path.stem.casefold()) for folder, path in zip(folders, inputs, strict=True))
+    names = [
+        folder / (path.stem + ".png" if stems[folder, path.stem.casefold()] == 1 else path.name + ".png")
+        for folder, path in zip(folders, inputs, strict=True)
+    ]
+    rain = "rain"
+    while any(name.parts[0].casefold() == rain for name in names):
+        rain += "_"
+    layers = [save_path / rain / name if show_rain else None for name in names]
     every = [p for pair in pairs for p in ((pair.rainy, pair.clean) if isinstance(pair, Pair) else (pair,))]
-    taken = {_same_on_any_system(path) for path in every}
+    refuse_replacing([save_path / name for name in names] + [layer for layer in layers if layer], every)
+    return [Place(name.as_posix(), save_path / name, layer) for name, layer in zip(names, layers, strict=True)]
+
+
+def refuse_replacing(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Raise InputError if an output would replace an input or another output."""
+    taken = {_same_on_any_system(path) for path in inputs}
     for output in outputs:
         place = _same_on_any_system(output)
         if place in taken:
             raise InputError(f"{output}: would replace an input or another result; choose another --save_path")
         taken.add(place)
-    return outputs
 
 
 def _same_on_any_system(path: Path) -> str:
@@ -101,7 +128,9 @@ def _same_on_any_system(path: Path) -> str:
     return os.path.realpath(path).casefold()  # Path.resolve fails on links that go in circles
 
 
-def check_figure(settings: EvalSettings, pairs: Sequence[Pair | Path], outputs: Sequence[Path]) -> None:
+def check_figure(
+    settings: EvalSettings, save_path: Path, pairs: Sequence[Pair | Path], places: Sequence[Place]
+) -> None:
     """Raise InputError for a figure that can't be drawn, before anything long begins."""
     if settings.crop is not None:
         if settings.figure is None:
@@ -116,26 +145,33 @@ def check_figure(settings: EvalSettings, pairs: Sequence[Pair | Path], outputs: 
     if len(settings.figure) > MOST_SHOWN:
         raise InputError(f"--figure: {len(settings.figure)} pictures; a figure takes {MOST_SHOWN} at most")
     for name in settings.figure:
-        if not any(name in _names(pair, output) for pair, output in zip(pairs, outputs, strict=True)):
-            raise InputError(f"--figure {name}: no such picture among the {len(pairs)}, such as {outputs[0].stem}")
-    for pair, output in zip(pairs, outputs, strict=True):
-        for path in (output, pair) if isinstance(pair, Path) else (output, pair.rainy, pair.clean):
-            if path.name.casefold() == FIGURE:
+        if not any(name in _names(pair, place) for pair, place in zip(pairs, places, strict=True)):
+            raise InputError(
+                f"--figure {name}: no such picture among the {len(pairs)}, such as {places[0].output.stem}"
+            )
+    drawn = _same_on_any_system(save_path / FIGURE)
+    for pair, place in zip(pairs, places, strict=True):
+        for path in (place.output, pair) if isinstance(pair, Path) else (place.output, pair.rainy, pair.clean):
+            if _same_on_any_system(path) == drawn:
                 raise InputError(f"{path}: has the name of --figure's own file; rename the picture")
 
 
 def write_figure(
-    settings: EvalSettings, rows: Sequence[Mapping[str, Any]], pairs: Sequence[Pair | Path], outputs: Sequence[Path]
+    settings: EvalSettings,
+    save_path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    pairs: Sequence[Pair | Path],
+    places: Sequence[Place],
 ) -> bool:
-    """Write figure.png beside the derained images, of the pictures that --figure names, or else of three.
+    """Write figure.png to the results' folder, of the pictures that --figure names, or else of three.
 
-    rows: the results so far, by `image`, the output's name. The three are those of median, largest and smallest
-    gain in psnr_y, or, without clean pictures, the first, the middle and the last. The derained images are read
-    from the files: what is shown is what was saved. Returns whether there was something to draw.
+    rows: the results so far, by `image`, the output's name in tables. The three are those of median, largest and
+    smallest gain in psnr_y, or, without clean pictures, the first, the middle and the last. The derained images are
+    read from the files: what is shown is what was saved. Returns whether there was something to draw.
 
     Raises InputError if --crop lies outside of a picture.
     """
-    files = {output.name: (pair, output) for pair, output in zip(pairs, outputs, strict=True)}
+    files = {place.name: (pair, place) for pair, place in zip(pairs, places, strict=True)}
     gains = {row["image"]: row["psnr_y"] - row["input_psnr_y"] for row in rows if "psnr_y" in row}
     done = [row["image"] for row in rows]
     roles: dict[str, str] = {}
@@ -151,22 +187,25 @@ def write_figure(
         done = [done[i] for i in sorted({0, len(done) // 2, len(done) - 1})]
     shown = []
     for name in done:
-        pair, output = files[name]
+        pair, place = files[name]
         gain = f", {gains[name]:+.2f} dB" if name in gains else ""
         rainy, clean = (pair, None) if isinstance(pair, Path) else (pair.rainy, pair.clean)
         title = roles.get(name, "") + name + gain
-        shown.append(figure.Row(title, read_rgb(rainy), read_rgb(output), None if clean is None else read_rgb(clean)))
+        shown.append(figure.Row(title, read_rgb(rainy), read_rgb(place.output), clean and read_rgb(clean)))
     if not shown:
         return False  # all that were wanted were refused, with a line each
     try:
         drawn = figure.montage(shown, settings.crop)
     except ValueError as error:
         raise InputError(f"--crop {' '.join(map(str, settings.crop))}: {error}; choose a place within it") from error
-    figure.save(outputs[0].with_name(FIGURE), drawn)
+    figure.save(save_path / FIGURE, drawn)
     return True
 
 
-def _names(pair: Pair | Path, output: Path) -> set[str]:
-    """What --figure may call a picture: its file's name or that of the derained one, with or without its ending."""
+def _names(pair: Pair | Path, place: Place) -> set[str]:
+    """What --figure may call a picture: its file's name or that of the derained one, with or without its ending.
+
+    Those in subfolders also have the name that the table has.
+    """
     rainy = pair if isinstance(pair, Path) else pair.rainy
-    return {rainy.name, rainy.stem, output.name, output.stem}
+    return {rainy.name, rainy.stem, place.output.name, place.output.stem, place.name}

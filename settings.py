@@ -86,6 +86,10 @@ class EvalSettings:
     )
     tile: str = setting("auto", "auto (by free memory), off, or the side of exact tiles in pixels")
 
+    recursive: bool = False  # these three are flags of test_real.py
+    show_rain: bool = False
+    frames: int | None = None
+
     name: str = ""  # of the data set
     rain: str = "heavy"  # of the stand-in where the data set is missing
     pairs: int | None = None  # how many the data set has; None: there are no clean images to measure against

@@ -192,13 +192,19 @@ def write_picture(path: Path, picture: Picture) -> None:
     """Write a PNG with the picture's own depth, alpha and greyness, atomically."""
     pixels = picture.rgb[..., ::-1]  # HWC RGB -> HWC BGR
     if picture.grey:
-        pixels = np.round(pixels.mean(axis=2)).astype(picture.rgb.dtype)
+        pixels = grey_mean(pixels)[..., 0]
     elif picture.alpha is not None:
         pixels = np.dstack([pixels, picture.alpha])
     encoded, data = cv2.imencode(".png", pixels)
     if not encoded:
         raise InputError(f"{path}: an image of shape {pixels.shape} cannot be encoded as PNG")
     write_atomically(path, data.tobytes())
+
+
+def grey_mean(rgb: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 or uint16 -> the same with each channel the rounded mean of the three."""
+    mean = np.round(rgb.mean(axis=2, keepdims=True)).astype(rgb.dtype)
+    return np.repeat(mean, 3, axis=2)
 
 
 def quantize(image: np.ndarray, dtype: np.dtype | type = np.uint8, mode: str = "round") -> np.ndarray:
@@ -222,13 +228,14 @@ def to_image(tensor: torch.Tensor) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
     """Give a temporary path beside `path`; on success sync and rename it there, on failure remove it.
 
     Whoever reads `path` sees the old file or the whole new one, also after a power cut.
+    suffix: the temporary name's ending, for writers that go by it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:20]}.", suffix=".tmp", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:20]}.", suffix=suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
