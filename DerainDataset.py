@@ -45,6 +45,10 @@ RAINTRAINH_PAIRS, BSD300_PHOTOGRAPHS = 1800, 300
 RAIN100_BACKGROUNDS = frozenset({0, 9, *range(99, 188)})
 
 
+# What h5py raises for damaged files, and what their content leads to.
+DAMAGED = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError)
+
+
 # ---------------------------------------------------------------- finding images
 
 
@@ -280,7 +284,7 @@ def _why_rebuild(path: Path, sources: str) -> str | None:
             if file.attrs.get("version") != VERSION:
                 return "made by another version of this program"
             return None if file["sources"].asstr()[()] == sources else "the images changed since"
-    except (OSError, KeyError, TypeError):
+    except DAMAGED:
         return "cut off or damaged" if h5py.is_hdf5(path) else "not made by this program"
 
 
@@ -361,7 +365,7 @@ class DerainDataset(Dataset):
                 images = _own(file, "images")
                 self._places = {int(i): _place(_own(images, str(i))) for i in np.unique(self._pairs)}
             self._views = self._cut(content)
-        except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        except DAMAGED as error:
             raise InputError(f"{self.path}: not a packed training set; delete it and start again") from error
         self.pairs = list(range(len(self._pairs))) if pairs is None else list(pairs)
         corners = []

@@ -278,18 +278,13 @@ def test_damaged_pictures(suffix: str, cuts: list, length: float) -> None:
             assert read_picture(path).rgb.ndim == 3
 
 
-@pytest.fixture(scope="module")
-def checkpoint(small_weights: Path) -> bytes:
-    return small_weights.read_bytes()
-
-
 @given(**DAMAGE)
 @settings(max_examples=150 * FUZZ, **CALM)
-def test_damaged_checkpoints(checkpoint: bytes, cuts: list, length: float) -> None:
+def test_damaged_checkpoints(small_weights: Path, cuts: list, length: float) -> None:
     """A network, or ValueError naming the file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.pth"
-        path.write_bytes(damaged(checkpoint, cuts, length))
+        path.write_bytes(damaged(small_weights.read_bytes(), cuts, length))
         try:
             assert isinstance(load_network(path), DARGNet)
         except ValueError as error:
@@ -297,9 +292,9 @@ def test_damaged_checkpoints(checkpoint: bytes, cuts: list, length: float) -> No
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packed")
-    return prepare(write_pairs(folder / "pairs", 2), log=lambda _: None).read_bytes()
+    return prepare(write_pairs(folder / "pairs", 2), log=lambda _: None)
 
 
 def read_all(path: Path) -> None:
@@ -312,11 +307,11 @@ def read_all(path: Path) -> None:
 
 @given(**DAMAGE)
 @settings(max_examples=150 * FUZZ, **CALM)
-def test_damaged_packed_sets(packed: bytes, cuts: list, length: float) -> None:
+def test_damaged_packed_sets(packed: Path, cuts: list, length: float) -> None:
     """Patches, or InputError naming the file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pairs.h5"
-        path.write_bytes(damaged(packed, cuts, length))
+        path.write_bytes(damaged(packed.read_bytes(), cuts, length))
         try:
             read_all(path)
         except InputError as error:
@@ -327,11 +322,11 @@ def test_damaged_packed_sets(packed: bytes, cuts: list, length: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["images/0", "images", "pairs", "backgrounds"])
-def test_packed_sets_with_external_links_are_refused(tmp_path: Path, packed: bytes, name: str) -> None:
+def test_packed_sets_with_external_links_are_refused(tmp_path: Path, packed: Path, name: str) -> None:
     """A link to another file, outside the folder or not, is never followed."""
     secret, path = tmp_path / "secret.h5", tmp_path / "pairs.h5"
-    secret.write_bytes(packed)
-    path.write_bytes(packed)
+    secret.write_bytes(packed.read_bytes())
+    path.write_bytes(packed.read_bytes())
     with h5py.File(path, "r+") as file:
         del file[name]
         file[name] = h5py.ExternalLink(str(secret), name)
@@ -339,9 +334,9 @@ def test_packed_sets_with_external_links_are_refused(tmp_path: Path, packed: byt
         read_all(path)
 
 
-def test_packed_sets_with_external_storage_are_refused(tmp_path: Path, packed: bytes) -> None:
+def test_packed_sets_with_external_storage_are_refused(tmp_path: Path, packed: Path) -> None:
     path = tmp_path / "pairs.h5"
-    path.write_bytes(packed)
+    path.write_bytes(packed.read_bytes())
     (tmp_path / "secret.bin").write_bytes(bytes(64 * 72 * 3))
     with h5py.File(path, "r+") as file:
         shape = file["images/0"].shape
@@ -352,9 +347,9 @@ def test_packed_sets_with_external_storage_are_refused(tmp_path: Path, packed: b
 
 
 @pytest.mark.parametrize("shape", [(2**20, 2**20, 3), (1, 2**40, 3), (0, 0, 3)])
-def test_packed_sets_with_absurd_shapes_are_refused(tmp_path: Path, packed: bytes, shape: tuple[int, ...]) -> None:
+def test_packed_sets_with_absurd_shapes_are_refused(tmp_path: Path, packed: Path, shape: tuple[int, ...]) -> None:
     path = tmp_path / "pairs.h5"
-    path.write_bytes(packed)
+    path.write_bytes(packed.read_bytes())
     with h5py.File(path, "r+") as file:
         for name in list(file["images"]):
             del file[f"images/{name}"]

@@ -132,7 +132,7 @@ def test_every_frame_is_derained_as_a_picture_is(
     assert summary["video"].items() >= {"frames": 6, "width": WIDTH, "height": HEIGHT, "rate": 12.5}.items()
     assert summary["video"]["codec"] == "MJPG" and summary["protocol"] is None
     assert len(summary["weights"]["sha256"]) == 64 and "torch" in summary["environment"]
-    assert next(csv.DictReader((out / "results.csv").open()))["frames"] == "6"
+    assert next(csv.DictReader((out / "results.csv").read_text().splitlines()))["frames"] == "6"
 
     before = (out / "drive.avi").read_bytes()
     arguments = ("--data_path", "drive.avi", "--logdir", WEIGHTS, "--skip_existing")
@@ -363,7 +363,7 @@ def test_folders_of_folders(inline: Command, tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr
         found = set(files(photos / "derained"))
         assert found == {*inputs, *(f"rain_/{name}" for name in inputs), "index.html", "results.csv", "results.json"}
-    rows = csv.DictReader((photos / "derained/results.csv").open())
+    rows = csv.DictReader((photos / "derained/results.csv").read_text().splitlines())
     assert [row["image"] for row in rows] == list(inputs)
     for name, source in inputs.items():
         rainy, derained, rain = (read_rgb(photos / p) for p in (source, f"derained/{name}", f"derained/rain_/{name}"))
