@@ -145,7 +145,7 @@ def test_each_test_script_measures(command: Command, tmp_path: Path, weights: Pa
     out = tmp_path / "out"
     names = ["rain-001.png", "rain-002.png", "rain-003.png"]
     assert sorted(p.name for p in out.iterdir()) == ["index.html", *names, "results.csv", "results.json"]
-    rows = list(csv.DictReader((out / "results.csv").open()))
+    rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
     assert [row["image"] for row in rows] == names
     for row, number in zip(rows, (1, 2, 3), strict=True):
         rainy, clean = scene(number)
@@ -173,7 +173,7 @@ def test_a_set_of_as_many_other_pictures_is_not_the_data_set(inline: Command, tm
     write_pairs(tmp_path / "datasets/test/Rain12", 12)
     result = inline("test_Rain12.py", "--logdir", weights)
     assert result.returncode == 0, result.stderr
-    rows = list(csv.DictReader((tmp_path / "results/Rain12/results.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "results/Rain12/results.csv").read_text().splitlines()))
     assert all("dB), not Rain12" in row["data_set"] for row in rows)
     assert "dB), not Rain12)" in result.stdout
     assert "authors" not in result.stdout
@@ -213,7 +213,7 @@ def test_without_data_the_labelled_stand_in_is_used(
         assert text in first
     kind = "light" if name in ("Rain100L", "Rain12") else "heavy"
     out = tmp_path / ("results/real" if name == "real" else f"results/synthetic_{kind}")
-    rows = list(csv.DictReader((out / "results.csv").open()))
+    rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
     assert len(rows) == 12
     assert all(row["data_set"].startswith(f"synthetic {kind} rain") for row in rows)
     summary = json.loads((out / "results.json").read_text())
@@ -266,7 +266,7 @@ def test_real_pictures_keep_their_kind_and_one_bad_one_stops_nothing(
     assert read_picture(out / "grey.png").grey
     assert np.array_equal(read_picture(out / "alpha.png").alpha, alpha)
     assert read_picture(out / "deep.png").rgb.dtype == np.uint16
-    assert len(list(csv.DictReader((out / "results.csv").open()))) == 7
+    assert len(list(csv.DictReader((out / "results.csv").read_text().splitlines()))) == 7
     assert "broken.png" in json.loads((out / "results.json").read_text())["refused"][0]
 
 
