@@ -184,6 +184,9 @@ def _train(settings: TrainSettings, processes: Processes, device: torch.device) 
                         f"epoch {epoch + 1}/{settings.epochs} step {step}/{last_step} loss {sums[0] / counted:.4f} "
                         f"rate {rate:.1e} {pace:.2f} steps/s, {remaining:.0f} min left"
                     )
+                    batch = {"batch/loss": figures[0], "batch/psnr_rgb": -10 * figures[3].clamp_min(1e-10).log10()}
+                    speed = {"speed/seconds_per_step": 1 / pace, "speed/patches_per_second": settings.batch_size * pace}
+                    run.show(step, batch | speed | {"optimizer/lr": rate})
                 if held_out and processes.first and (step % validate_every == 0 or step == last_step):
                     found, pictures = validate(run.best_network(), validation, held_out, settings.precision)
                     run.log({"validation": len(held_out), "step": step, **found})
@@ -206,9 +209,8 @@ def _train(settings: TrainSettings, processes: Processes, device: torch.device) 
             pace = (step - first_step) / (time.monotonic() - began)
             means_of = {"epoch": epoch + 1, "step": step, "steps": counted}
             run.log({**means_of, **means, "lr": rate, "steps_per_second": pace})
-            tagged = {f"train/{name}": value for name, value in means.items()} | {"optimizer/lr": rate}
-            speed = {"speed/seconds_per_step": 1 / pace, "speed/patches_per_second": settings.batch_size * pace}
-            run.show(step, tagged | speed, "train/rainy_derained_clean", [rainy, derained, clean])
+            tagged = {f"train/{name}": value for name, value in means.items()}
+            run.show(step, tagged, "train/rainy_derained_clean", [rainy, derained, clean])
             sums, counted = torch.zeros(4), 0
             run.save(step, epoch + 1 if epoch_is_over else None)
             if step == last_step:

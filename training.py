@@ -10,7 +10,7 @@ import json
 import math
 import signal
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -130,8 +130,8 @@ class Run:
         if self.writes:
             append_line(self.folder / "log.jsonl", json.dumps(plain(line)))
 
-    def show(self, step: int, figures: dict[str, float], tag: str, images: list[Tensor]) -> None:
-        """Hand TensorBoard figures by their tags, and under `tag` a row of up to four of each of the images.
+    def show(self, step: int, figures: dict[str, float], tag: str = "", images: Sequence[Tensor] = ()) -> None:
+        """Hand TensorBoard figures by their tags, and under `tag` a row of up to four of each of the images, if any.
 
         images: each (N, 3, H, W), RGB in [0, 1].
         """
@@ -140,8 +140,9 @@ class Run:
         self.shown |= figures
         for name, value in figures.items():
             self.tensorboard.add_scalar(name, value, step)
-        rows = [row[:4].detach().float().clamp(0, 1).cpu() for row in images]
-        self.tensorboard.add_image(tag, make_grid(torch.cat(rows), nrow=len(rows[0])), step)
+        if images:
+            rows = [row[:4].detach().float().clamp(0, 1).cpu() for row in images]
+            self.tensorboard.add_image(tag, make_grid(torch.cat(rows), nrow=len(rows[0])), step)
 
 
 class EpochBatches(Sampler):

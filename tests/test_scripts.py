@@ -91,7 +91,8 @@ def test_each_train_script_trains(command: Command, tmp_path: Path, script: str,
     assert epoch["loss"] == pytest.approx(epoch["l1"] + epoch["ssim_loss"], abs=1e-5)
     events = b"".join(path.read_bytes() for path in (run / "tensorboard").glob("**/events*"))
     tags = ["settings", "environment", "train/loss", "train/psnr_rgb", "train/rainy_derained_clean", "optimizer/lr"]
-    for tag in (*tags, "speed/seconds_per_step", "speed/patches_per_second", "_hparams_/session_start_info"):
+    tags += ["batch/loss", "batch/psnr_rgb", "speed/seconds_per_step", "speed/patches_per_second"]
+    for tag in (*tags, "_hparams_/session_start_info"):
         assert tag.encode() in events
     again = command("test_Rain12.py", "--data_path", "pairs", "--logdir", "run", "--save_path", "out")
     assert again.returncode == 0, again.stderr
