@@ -64,6 +64,7 @@ from utils import (
     InputError,
     choose_device,
     environment,
+    processors,
     set_seed,
     sha256_of,
 )
@@ -109,12 +110,13 @@ def _train(settings: TrainSettings, processes: Processes, device: torch.device) 
         packed = processes.in_turn(lambda: prepare(settings.validation_path))
         validation = DerainDataset(packed, patch_size=1, stride=2**31)  # only for its whole images
         held_out = validation.pairs
+    workers = min(settings.workers, processors())  # more only get in each other's way
     batches = EpochBatches(len(data), settings.batch_size, settings.seed, processes.rank, processes.size)
     loader = DataLoader(
         data,
         batch_sampler=batches,
-        num_workers=settings.workers,
-        persistent_workers=settings.workers > 0,
+        num_workers=workers,
+        persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
         worker_init_fn=ignore_interrupts,
     )

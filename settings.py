@@ -41,7 +41,7 @@ class TrainSettings:
     validation: int = setting(0, "pairs to hold out, by background; 0: train on all, as published")
     validation_path: Path | None = setting(None, "folder of pairs to validate on, in place of held-out ones")
     validate_every: int = setting(0, "steps between validations; 0: at each epoch's end")
-    workers: int = setting(2, "processes that read patches")
+    workers: int = setting(2, "processes that read patches, at most one per processor")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = setting("fp32", "arithmetic of the network; the loss is always fp32", ("fp32", "bf16"))
     seed: int = setting(0, "seed of everything random")

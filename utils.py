@@ -328,6 +328,11 @@ def sha256_of(path: Path) -> str:
 # ---------------------------------------------------------------- devices, seeds, environment
 
 
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def choose_device(name: str) -> torch.device:
     """'auto' (CUDA, else Apple's MPS, else the CPU), 'cpu', 'cuda', 'cuda:N' or 'mps'.
 
