@@ -86,7 +86,7 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a script of the repository as a user would, from an empty folder; gives its output and exit status."""
 
     def run(script: str, *arguments: str | Path, timeout: float = 200) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error,ignore::DeprecationWarning"}
         return subprocess.run(
             [sys.executable, ROOT / script, *map(str, arguments)],
             cwd=tmp_path,
@@ -138,5 +138,5 @@ def start(script: str, folder: Path, *flags: str, processes: int = 1, restarts: 
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error,ignore::DeprecationWarning"},
         )
