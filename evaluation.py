@@ -36,6 +36,7 @@ from utils import (
     grey_mean,
     quantize,
     read_picture,
+    release_freed_memory,
     to_image,
     to_tensor,
     write_picture,
@@ -62,6 +63,8 @@ def derain_image(network: DARGNet, rgb: np.ndarray, tile: int | None = None, qua
 
     pixels = torch.from_numpy(rgb).permute(2, 0, 1)[None]  # HWC -> NCHW, the same memory
     derained = in_blocks(part, pixels, network.receptive_field_radius, tile) if tile else part(pixels)
+    if tile:  # a tile's memory is not to add to what encoding a large image takes
+        release_freed_memory()
     return derained[0].permute(1, 2, 0).numpy()
 
 

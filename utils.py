@@ -76,6 +76,12 @@ def keep_freed_memory() -> None:
         mallopt(top_pad, 64 << 20)
 
 
+def release_freed_memory() -> None:
+    """Have glibc hand what it keeps back to the system: after large work, before something else needs memory."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def setting(default: Any, description: str, choices: Collection[str] | None = None, positional: bool = False) -> Any:
     """A dataclass field that knows its --help text and, if limited, its choices.
 
