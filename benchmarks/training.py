@@ -2,6 +2,7 @@
 
     python benchmarks/training.py                      # on the CPU: about two minutes on two cores
     python benchmarks/training.py --device cuda
+    python benchmarks/training.py --profile            # where the time of our steps goes, on the CPU
 
 Plain is NCHW, float32, with concatenations, SSIM with 11x11 windows, and a second forward pass that
 only serves to print a PSNR, as published. Ours is the step of engine.train, in both precisions. All
@@ -13,8 +14,11 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -22,6 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import plain_dargnet
 from benchmarks.common import measure, report, summarise
@@ -29,7 +34,7 @@ from datasets.synthesize import add_rain, free_photographs, rain_layer
 from networks import DARGNet, convert_state_dict
 from SSIM import SSIM
 from training import loss_parts, speed_up_prelus
-from utils import choose_device, run_script, setting, to_tensor
+from utils import InputError, choose_device, run_script, setting, to_tensor
 
 PLAIN = "plain formulation, NCHW, second pass for a PSNR"
 
@@ -43,6 +48,50 @@ class Settings:
     rounds: int = setting(7, "measured steps of each candidate, in turn")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     json_path: Path | None = setting(None, "file for the figures and the environment")
+    profile: bool = setting(False, "print which operations take the time of our steps instead")
+
+
+class Clock(TorchDispatchMode):
+    """While active, adds up the seconds of each kind of operation; on the CPU, where a call ends with its work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        began = time.perf_counter()
+        result = operation(*args, **kwargs or {})
+        self.seconds[self.kind(operation.overloadpacket.__name__, args)] += time.perf_counter() - began
+        return result
+
+    @staticmethod
+    def kind(name: str, args: tuple) -> str:
+        """In the words of the table: convolutions by their kernels, then PReLUs, then all the rest."""
+        if "convolution" in name:
+            backward = "backward" in name
+            weight = args[2] if backward else args[1]
+            kernel = "depthwise" if weight.shape[1] == 1 else f"{weight.shape[2]}x{weight.shape[3]}"
+            return f"convolutions {kernel}, {'back' if backward else 'forward'}"
+        return "PReLU" if name in ("leaky_relu", "leaky_relu_backward", "clamp_max") else "pointwise and sums"
+
+
+def print_profile(name: str, step: Callable[[], float], rounds: int) -> None:
+    """The share of each kind of operation in a step's time, medians over some steps."""
+    for _ in range(3):
+        step()
+    totals, parts = [], []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        with Clock() as clock:
+            step()
+        totals.append(time.perf_counter() - began)
+        parts.append(clock.seconds)
+    print(f"\n{name}: {np.median(totals):.3f} s a step\n\n| operations | seconds | share |\n|---|---|---|")
+    medians = {kind: float(np.median([part[kind] for part in parts])) for kind in parts[0]}
+    medians["between them"] = float(np.median(totals)) - sum(medians.values())
+    for kind, seconds in sorted(medians.items(), key=lambda item: -item[1]):
+        if seconds > 0.005 * np.median(totals):
+            print(f"| {kind} | {seconds:.3f} | {seconds / np.median(totals):.0%} |")
 
 
 def plain_ssim(first: Tensor, second: Tensor) -> Tensor:
@@ -137,6 +186,12 @@ def main(settings: Settings) -> None:
     device = choose_device(settings.device)
     state = plain_dargnet.random_published_state()
     rainy, clean = (images.to(device) for images in batch(settings))
+    if settings.profile:
+        if device.type != "cpu":
+            raise InputError("--profile times operations as the CPU does them: add --device cpu")
+        for name, half in (("ours, fp32", False), ("ours, bf16", True)):
+            print_profile(name, OurStep(state, rainy, clean, half), settings.rounds)
+        return
     candidates: dict[str, Callable[[], float]] = {}
     if device.type == "cpu":  # the scripts have their process keep freed memory; as published there is no such thing
         child = multiprocessing.get_context("spawn").Pool(1, prepare_plain, (state, rainy, clean))
