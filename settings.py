@@ -13,7 +13,7 @@ from utils import InputError, setting
 # What --recipe changes. logs/README.md has the validation gain that earned each setting its place.
 RECIPES = {
     "paper": {},
-    "best": {"schedule": "cosine", "ema": 0.999, "augment": True, "precision": "bf16"},
+    "best": {"schedule": "cosine", "ema": 0.999, "augment": True, "batch_size": 4, "precision": "bf16"},
 }
 
 

@@ -297,11 +297,14 @@ def interrupts_noted() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def workers_watched() -> Iterator[None]:
-    """Turn the death of a DataLoader worker, which torch reports from wherever the program is, into InputError."""
+    """Turn the death of a DataLoader worker into InputError.
+
+    torch reports it from wherever the program is; a patch that was just being fetched ends in a broken connection.
+    """
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise InputError(
             "a process that reads patches died, of too little memory perhaps (fewer --workers take less); "

@@ -317,6 +317,7 @@ def test_a_file_that_is_no_packed_set(tmp_path: Path, content: bytes | None) -> 
         DerainDataset(path, 32, 32)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one processor
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_two_workers_read_what_one_process_reads(folder: Path, method: str) -> None:
     data = DerainDataset(prepare(folder, log=quiet), 32, 16)

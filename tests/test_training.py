@@ -27,7 +27,7 @@ from inference import fold
 from networks import DARGNet, load_network
 from settings import RECIPES, TrainSettings
 from SSIM import psnr_y
-from training import EpochBatches, augmented, learning_rate, moving_average, speed_up_prelus
+from training import EpochBatches, augmented, learning_rate, moving_average, speed_up_prelus, workers_watched
 from utils import InputError, parse_settings, to_tensor
 
 State = dict[str, torch.Tensor]
@@ -296,6 +296,20 @@ def test_rain_of_other_patches_stronger_or_fainter() -> None:
     assert stronger.std() > 0.05
     white = torch.ones(2, 3, 4, 4)
     assert torch.equal(augmented(white, white, TrainSettings(recombine=True, gain=0.5), step=0)[0], white)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("DataLoader worker (pid 7) is killed"), EOFError(), ConnectionResetError("by peer")]
+)
+def test_the_death_of_a_worker_is_told_however_it_shows(error: Exception) -> None:
+    with pytest.raises(InputError, match="a process that reads patches died"), workers_watched():
+        raise error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), OSError("no space left")])
+def test_other_errors_stay_what_they_are(error: Exception) -> None:
+    with pytest.raises(type(error), match=str(error)), workers_watched():
+        raise error
 
 
 @pytest.mark.parametrize("script", [train_rain100H, train_rain100L])
