@@ -18,7 +18,7 @@ from utils import InputError, atomic_path, run_script, setting
 
 @dataclass(frozen=True)
 class Settings:
-    runs: tuple[Path, ...] = setting((Path("logs/Rain100L"),), "folders of training runs")
+    runs: tuple[Path, ...] = setting((Path("logs/Rain100L"), Path("logs/Rain100H")), "folders of training runs")
     out: Path = setting(Path("logs/validation.png"), "the picture")
 
 
