@@ -18,7 +18,6 @@ import cv2
 import numpy as np
 import torch
 from torch import nn
-from torchvision.transforms.functional import center_crop
 
 from containers import VIDEO_SUFFIXES
 from datasets.synthesize import stand_in, synthetic_label
@@ -143,6 +142,8 @@ def validate(
     With them the middles of the first four pairs, to look at: rainy, derained and clean ones, each
     (N, 3, H, W) in [0, 1], 128 pixels wide and high or as large as the smallest image.
     """
+    from torchvision.transforms.functional import center_crop  # testing does without torchvision, and its 160 MB
+
     network, figures, middles = fold(network, DTYPES[precision]), [], []
     for pair in pairs:
         rainy, clean = data.whole_pair(pair)

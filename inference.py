@@ -14,6 +14,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -96,6 +97,10 @@ class InBlocks(nn.Module):
         return in_blocks(self.part, x, self.radius, BLOCK)
 
 
+# Kept to the end: a process in which OpenVINO has unloaded its CPU plug-in can die of a segmentation fault later on.
+_openvino_core: Any = None
+
+
 class OpenVINONetwork(nn.Module):
     """A trained network compiled by OpenVINO for the CPU: rainy (N, 3, H, W) float32 in [0, 1] -> derained.
 
@@ -107,6 +112,8 @@ class OpenVINONetwork(nn.Module):
         super().__init__()
         import openvino
 
+        global _openvino_core
+        _openvino_core = _openvino_core or openvino.Core()
         self.receptive_field_radius = network.receptive_field_radius
         self.bytes_per_pixel = 900 * dtype.itemsize // 4  # measured, as BYTES_PER_PIXEL
         with warnings.catch_warnings():  # tracing is deprecated, but what openvino needs for images of any size
@@ -116,7 +123,7 @@ class OpenVINONetwork(nn.Module):
             model = openvino.convert_model(whole, example_input=torch.zeros(1, 3, 64, 64), input=[size])
         precision = {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype]
         options = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
-        self.compiled = openvino.Core().compile_model(model, "CPU", options)
+        self.compiled = _openvino_core.compile_model(model, "CPU", options)
 
     def forward(self, rainy: Tensor) -> Tensor:
         return torch.from_numpy(self.compiled(rainy.numpy())[0])

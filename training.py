@@ -21,7 +21,6 @@ from tensorboardX import SummaryWriter
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Sampler
-from torchvision.utils import make_grid
 
 from networks import DARGNet
 from settings import TrainSettings
@@ -141,6 +140,8 @@ class Run:
         for name, value in figures.items():
             self.tensorboard.add_scalar(name, value, step)
         if images:
+            from torchvision.utils import make_grid  # testing does without torchvision, and its 160 MB
+
             rows = [row[:4].detach().float().clamp(0, 1).cpu() for row in images]
             self.tensorboard.add_image(tag, make_grid(torch.cat(rows), nrow=len(rows[0])), step)
 

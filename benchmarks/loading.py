@@ -10,6 +10,7 @@ tensors, in the same random order.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import tempfile
@@ -78,7 +79,8 @@ def main(settings: Settings) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         photographs = free_photographs("test").items()
-        write_set(folder / "pairs", photographs, "light", 20, seed=0)
+        with contextlib.redirect_stdout(None):  # a line for each picture
+            write_set(folder / "pairs", photographs, "light", 20, seed=0)
         ours = DerainDataset(prepare(folder / "pairs"), settings.patch_size, settings.stride)
         PlainDataset.write(folder, ours, settings.patches)
         plain = PlainDataset(folder)
