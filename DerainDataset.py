@@ -402,6 +402,23 @@ class DerainDataset(Dataset):
         rainy, clean = (image.copy() for image in self._images(pair))
         return rainy, clean
 
+    def unshared_pairs(self, other: DerainDataset) -> list[int]:
+        """The pairs whose background no pair of another data set shows, told by the lines that clean images share.
+
+        Raises InputError if there are none.
+        """
+        lines = {line for pair in other.pairs for line in line_digests(other.whole_pair(pair)[1])}
+        shows: dict[int, bool] = {}  # of each clean image, for many pairs have the same
+        for pair in self.pairs:
+            clean = int(self._pairs[pair, 1])
+            if clean not in shows:
+                shows[clean] = not lines.isdisjoint(line_digests(self._images(pair)[1]))
+        shared = {self.backgrounds[pair] for pair in self.pairs if shows[int(self._pairs[pair, 1])]}
+        unshared = [pair for pair in self.pairs if self.backgrounds[pair] not in shared]
+        if not unshared:
+            raise InputError(f"{self.path}: every pair shows a background of {other.path}; validate on other pairs")
+        return unshared
+
     def _images(self, pair: int) -> tuple[np.ndarray, np.ndarray]:
         if self._views is None:  # in a spawned worker
             identity, content = _map(self.path)

@@ -100,16 +100,20 @@ def train(settings: TrainSettings) -> None:
 def _train(settings: TrainSettings, processes: Processes, device: torch.device) -> None:
     set_seed(settings.seed, settings.deterministic)
     packed = processes.in_turn(lambda: prepare(settings.data_path, strict=settings.strict))
-    chosen, held_out = None, []
+    say = partial(print, flush=True) if processes.first else lambda _: None
+    data = DerainDataset(packed, settings.patch_size, settings.stride, settings.flip)
+    validation, chosen, held_out = data, data.pairs, []
     if settings.validation:
-        backgrounds = DerainDataset(packed, settings.patch_size, settings.stride).backgrounds
-        chosen, held_out = split_by_background(backgrounds, settings.validation, settings.seed)
-    data = DerainDataset(packed, settings.patch_size, settings.stride, settings.flip, chosen)
-    validation = data
+        chosen, held_out = split_by_background(data.backgrounds, settings.validation, settings.seed)
     if settings.validation_path:
-        packed = processes.in_turn(lambda: prepare(settings.validation_path))
-        validation = DerainDataset(packed, patch_size=1, stride=2**31)  # only for its whole images
-        held_out = validation.pairs
+        validation_set = processes.in_turn(lambda: prepare(settings.validation_path))
+        validation = DerainDataset(validation_set, patch_size=1, stride=2**31)  # only for its whole images
+        chosen, held_out = data.unshared_pairs(validation), validation.pairs
+        if left_out := len(data.pairs) - len(chosen):
+            why = f"because {settings.validation_path} shows their background"
+            say(f"pairs left out of training {why}: {left_out} of {len(data.pairs)}")
+    if len(chosen) < len(data.pairs):
+        data = DerainDataset(packed, settings.patch_size, settings.stride, settings.flip, chosen)
     workers = min(settings.workers, processors())  # more only get in each other's way
     batches = EpochBatches(len(data), settings.batch_size, settings.seed, processes.rank, processes.size)
     loader = DataLoader(
@@ -131,7 +135,6 @@ def _train(settings: TrainSettings, processes: Processes, device: torch.device) 
     similarity = SSIM().to(device)
     run = Run(settings, network, average, optimizer, writes=processes.first)
     step = processes.in_turn(run.restore)
-    say = partial(print, flush=True) if processes.first else lambda _: None
     if step >= last_step:
         say(f"{settings.save_path}: already trained for {step} steps; more --epochs (or --max_steps) would go on")
         return

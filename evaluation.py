@@ -58,12 +58,13 @@ def derain_image(network: DARGNet, rgb: np.ndarray, tile: int | None = None, qua
     def part(pixels: torch.Tensor) -> torch.Tensor:
         rainy = to_tensor(pixels[0].permute(1, 2, 0).numpy()).to(memory_format=torch.channels_last)
         derained = quantize(to_image(derain(network, rainy)), rgb.dtype, quantization)
+        if tile:  # what a tile leaves behind in pieces is not to add to the next one's memory, nor to what encoding takes
+            del rainy
+            release_freed_memory()
         return torch.from_numpy(derained).permute(2, 0, 1)[None]
 
     pixels = torch.from_numpy(rgb).permute(2, 0, 1)[None]  # HWC -> NCHW, the same memory
     derained = in_blocks(part, pixels, network.receptive_field_radius, tile) if tile else part(pixels)
-    if tile:  # a tile's memory is not to add to what encoding a large image takes
-        release_freed_memory()
     return derained[0].permute(1, 2, 0).numpy()
 
 

@@ -71,10 +71,10 @@ LAYOUT_PATTERNS = {
 }
 
 
-def write_pairs(folder: Path, count: int = 3, layout: str = "PReNet test", **size: int) -> Path:
-    """Write a data set of `count` scenes in one of the layouts; returns the folder."""
+def write_pairs(folder: Path, count: int = 3, layout: str = "PReNet test", first: int = 1, **size: int) -> Path:
+    """Write a data set of `count` scenes, from number `first`, in one of the layouts; returns the folder."""
     rainy_pattern, clean_pattern = LAYOUT_PATTERNS[layout]
-    for number in range(1, count + 1):
+    for number in range(first, first + count):
         rainy, clean = scene(number, **size)
         write(folder / rainy_pattern.format(number), rainy)
         write(folder / clean_pattern.format(number), clean)

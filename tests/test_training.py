@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -327,7 +328,7 @@ def test_recipes(script: ModuleType) -> None:
 
 
 def test_validation_on_a_folder_of_its_own(settings: TrainSettings, tmp_path: Path) -> None:
-    folder = write_pairs(tmp_path / "others", 3)
+    folder = write_pairs(tmp_path / "others", 3, first=3)
     weights = train(settings, validation_path=folder)
     (line,) = [line for line in log(settings) if "validation" in line]
     assert (line["validation"], line["step"]) == (3, 4)
@@ -340,6 +341,24 @@ def test_validation_on_a_folder_of_its_own(settings: TrainSettings, tmp_path: Pa
     assert line["psnr_y"] == pytest.approx(np.mean(figures), abs=1e-3)
     with pytest.raises(InputError, match="only one"):
         train(settings, validation_path=folder, validation=1)
+
+
+def test_training_leaves_out_the_backgrounds_of_the_validation_folder(
+    settings: TrainSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the rain differs and the validation image is a crop of the training image."""
+    pairs = find_pairs(settings.data_path)
+    folder = tmp_path / "others"
+    folder.mkdir()
+    clean = cv2.imread(str(pairs[1].clean))[:, 3:]
+    cv2.imwrite(str(folder / "norain-1.png"), clean)
+    cv2.imwrite(str(folder / "rain-1.png"), cv2.add(clean, 30))
+    train(settings, validation_path=folder)
+    assert f"pairs left out of training because {folder} shows their background: 1 of 2" in capsys.readouterr().out
+    data = DerainDataset(prepare(settings.data_path), 32, 16)
+    assert data.unshared_pairs(DerainDataset(prepare(folder), 32, 16)) == [i for i in data.pairs if i != 1]
+    with pytest.raises(InputError, match="every pair shows a background of .*validate on other pairs"):
+        train(settings, validation_path=settings.data_path, resume="never")
 
 
 def test_training_can_begin_with_given_weights(settings: TrainSettings, tmp_path: Path) -> None:
