@@ -39,7 +39,7 @@ class TrainSettings:
     recombine: bool = setting(False, "give every patch the rain of another patch of its batch, drawn anew at each step")
     gain: float = setting(0.0, "make each patch's rain up to this much (0.3: 30 %) stronger or fainter at random")
     validation: int = setting(0, "pairs to hold out, by background; 0: train on all, as published")
-    validation_path: Path | None = setting(None, "folder of pairs to validate on, in place of held-out ones")
+    validation_path: Path | None = setting(None, "folder of pairs to validate on; their backgrounds are not trained on")
     validate_every: int = setting(0, "steps between validations; 0: at each epoch's end")
     workers: int = setting(2, "processes that read patches, at most one per processor")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")

@@ -357,7 +357,7 @@ def test_training_leaves_out_the_backgrounds_of_the_validation_folder(
     assert f"pairs left out of training because {folder} shows their background: 1 of 2" in capsys.readouterr().out
     data = DerainDataset(prepare(settings.data_path), 32, 16)
     assert data.unshared_pairs(DerainDataset(prepare(folder), 32, 16)) == [i for i in data.pairs if i != 1]
-    with pytest.raises(InputError, match="every pair shows a background of .*validate on other pairs"):
+    with pytest.raises(InputError, match=r"every pair shows a background of .*validate on other pairs"):
         train(settings, validation_path=settings.data_path, resume="never")
 
 
