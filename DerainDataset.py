@@ -145,7 +145,7 @@ def find_rainy(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise InputError(f"{path}: no such image or folder")
+        raise InputError(f"{path}: no such image, video or folder; check its spelling")
     images = list_images(path)
     try:
         pairs = find_pairs(path)

@@ -6,6 +6,7 @@ A script overrides a few of them for its data set; the command line overrides th
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 from utils import InputError, setting
@@ -102,10 +103,10 @@ def check_settings(settings: TrainSettings) -> None:
     """Raise InputError for a number that makes no sense, before anything long begins."""
     for name in ("epochs", "batch_size", "lr", "patch_size", "stride", "max_steps"):
         value = getattr(settings, name)
-        if value is not None and value <= 0:
-            raise InputError(f"--{name} {value}: must be above 0")
+        if value is not None and not 0 < value < math.inf:  # nan is not, either
+            raise InputError(f"--{name} {value}: must be a number above 0")
     for name in ("workers", "validation", "validate_every", "warmup", "save_minutes"):
-        if getattr(settings, name) < 0:
+        if not getattr(settings, name) >= 0:
             raise InputError(f"--{name} {getattr(settings, name)}: must not be below 0")
     for name in ("ema", "gain"):
         if not 0 <= getattr(settings, name) < 1:
