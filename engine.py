@@ -52,12 +52,13 @@ from training import (
     EpochBatches,
     Run,
     augmented,
+    compiler_watched,
     ignore_interrupts,
     interrupts_noted,
     learning_rate,
     loss_parts,
     moving_average,
-    speed_up_prelus,
+    speed_up,
     workers_watched,
 )
 from utils import (
@@ -128,8 +129,8 @@ def _train(settings: TrainSettings, processes: Processes, device: torch.device) 
 
     network = DARGNet() if settings.init is None else load_weights(weights_file(settings.init))
     network = network.to(device, memory_format=torch.channels_last)
-    if device.type == "cpu":  # on others reading the slopes would wait for all work before
-        speed_up_prelus(network)
+    # On others than the CPU reading the PReLUs' slopes would wait for all work before.
+    speed_up(network, prelus=device.type == "cpu" and not settings.compile)
     average = AveragedModel(network, multi_avg_fn=moving_average(settings.ema)) if settings.ema else None
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr)
     similarity = SSIM().to(device)
@@ -144,10 +145,12 @@ def _train(settings: TrainSettings, processes: Processes, device: torch.device) 
     say(f"{of}, steps {step} to {last_step}, {device} {settings.precision}{together}")
 
     network.train()
+    if settings.compile:  # each size of batch by itself, lest results depend on which came first
+        network.compile(dynamic=False)
     parallel = processes.wrap(network)
     validate_every = settings.validate_every or batches.per_epoch
     sums, counted, shown, saved = torch.zeros(4), 0, time.monotonic(), time.monotonic()
-    with interrupts_noted() as interrupted, workers_watched():
+    with interrupts_noted() as interrupted, workers_watched(), compiler_watched():
         for epoch in range(step // batches.per_epoch, settings.epochs):
             batches.start(epoch, first=step - epoch * batches.per_epoch)
             began, first_step = time.monotonic(), step

@@ -20,19 +20,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks import DARGNet, DualAttention, ResidualGroup, conv3x3
+from networks import DARGNet, DualAttention, ResidualGroup, SpatialAttention, conv3x3
 
 BLOCK = 480  # pixels; with its halo, 32 channels of float32 are just under the 32 MiB of utils.keep_freed_memory
 
 BYTES_PER_PIXEL = 650  # that a folded network takes at its widest, in float32, on the CPU (measured)
 
 
-class FoldedDualAttention(nn.Module):
-    """A DualAttention and the PReLU behind it, with fewer operations and the same result up to rounding.
+def folded_near(spatial: SpatialAttention) -> tuple[Tensor, Tensor]:
+    """Weight (C, C, 3, 3) and bias (C,) of one convolution: conv_d1, then half of the shared 1x1 and its bias.
 
     The shared 1x1 convolution M of a concatenation is a sum, M[a, b] = Ma a + Mb b, so nothing
     needs to be concatenated. And as the dilation-1 branch has no activation, Ma after its 3x3
-    convolution is itself one 3x3 convolution. The rest is done in place: inference only.
+    convolution is itself one 3x3 convolution, of weight Ma K and bias Ma k + m.
+    """
+    first = spatial.merge.weight[:, : spatial.conv_d1.out_channels, 0, 0]
+    weight = torch.einsum("om,mihw->oihw", first, spatial.conv_d1.weight)
+    return weight, first @ spatial.conv_d1.bias + spatial.merge.bias
+
+
+class FoldedDualAttention(nn.Module):
+    """A DualAttention and the PReLU behind it, with fewer operations and the same result up to rounding.
+
+    Nothing is concatenated, one convolution is gone (folded_near), and the rest is done in place: inference only.
     """
 
     def __init__(self, attention: DualAttention, act: nn.PReLU) -> None:
@@ -44,10 +54,9 @@ class FoldedDualAttention(nn.Module):
         self.merge_a = nn.Conv2d(channels, channels, 1)
         self.merge_b = nn.Conv2d(channels, channels, 1, bias=False)
         with torch.no_grad():  # the products in float64, so on the CPU: Apple's GPUs have none
-            exact = merge_a[..., 0, 0].cpu().double()
-            near = torch.einsum("om,mihw->oihw", exact, spatial.conv_d1.weight.cpu().double())
-            self.near.weight.copy_(near)
-            self.near.bias.copy_(exact @ spatial.conv_d1.bias.cpu().double() + spatial.merge.bias.cpu())
+            weight, bias = folded_near(copy.deepcopy(spatial).cpu().double())
+            self.near.weight.copy_(weight)
+            self.near.bias.copy_(bias)
             self.merge_a.weight.copy_(merge_a)
             self.merge_a.bias.copy_(spatial.merge.bias)
             self.merge_b.weight.copy_(merge_b)
@@ -57,12 +66,17 @@ class FoldedDualAttention(nn.Module):
         self.radius = attention.radius
 
     def forward(self, x: Tensor) -> Tensor:
-        middle = F.leaky_relu_(self.middle(x), self.slope)  # a PReLU with a known slope
-        near_middle = F.leaky_relu_(self.near(x).add_(self.merge_b(middle)), self.slope)
-        far = F.leaky_relu_(self.far(x), self.slope)
-        spatial = self.merge_a(near_middle).add_(self.merge_b(far))
-        gate = self.pointwise(F.leaky_relu_(self.depthwise(x), self.gate_slope)).sigmoid_()
-        return F.leaky_relu_(torch.addcmul(x, spatial, gate), self.out_slope)
+        return F.leaky_relu_(torch.addcmul(x, self.spatial(x), self.gate(x)), self.out_slope)
+
+    def spatial(self, x: Tensor) -> Tensor:
+        """Each result gives way to the next, so that few are in memory at a time, and in the caches."""
+        y = F.leaky_relu_(self.middle(x), self.slope)  # a PReLU with a known slope
+        y = F.leaky_relu_(self.near(x).add_(self.merge_b(y)), self.slope)
+        y = self.merge_a(y)
+        return y.add_(self.merge_b(F.leaky_relu_(self.far(x), self.slope)))
+
+    def gate(self, x: Tensor) -> Tensor:
+        return self.pointwise(F.leaky_relu_(self.depthwise(x), self.gate_slope)).sigmoid_()
 
 
 class FoldedResidualGroup(nn.Module):
@@ -94,7 +108,10 @@ class InBlocks(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or max(x.shape[-2:]) <= BLOCK + 2 * self.radius:
             return self.part(x)
-        return in_blocks(self.part, x, self.radius, BLOCK)
+        return in_blocks(self._block, x, self.radius, BLOCK)
+
+    def _block(self, x: Tensor) -> Tensor:
+        return self.part(x.contiguous(memory_format=torch.channels_last))  # else each convolution makes its own copy
 
 
 # Kept to the end: a process in which OpenVINO has unloaded its CPU plug-in can die of a segmentation fault later on.

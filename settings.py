@@ -45,6 +45,7 @@ class TrainSettings:
     workers: int = setting(2, "processes that read patches, at most one per processor")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = setting("fp32", "arithmetic of the network; the loss is always fp32", ("fp32", "bf16"))
+    compile: bool = setting(False, "have torch.compile make steps faster, after a minute; needs a C++ compiler")
     seed: int = setting(0, "seed of everything random")
     init: Path | None = setting(None, "weights to start from, not random ones: a .pth file, or its folder")
     deterministic: bool = setting(False, "on a GPU only operations that repeat bit for bit, slower; the CPU's all do")

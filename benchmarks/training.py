@@ -33,7 +33,7 @@ from benchmarks.common import measure, report, summarise
 from datasets.synthesize import add_rain, free_photographs, rain_layer
 from networks import DARGNet, convert_state_dict
 from SSIM import SSIM
-from training import loss_parts, speed_up_prelus
+from training import loss_parts, speed_up
 from utils import InputError, choose_device, run_script, setting, to_tensor
 
 PLAIN = "plain formulation, NCHW, second pass for a PSNR"
@@ -48,6 +48,7 @@ class Settings:
     rounds: int = setting(7, "measured steps of each candidate, in turn")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     json_path: Path | None = setting(None, "file for the figures and the environment")
+    compile: bool = setting(True, "measure --compile of the train scripts, too; needs a C++ compiler")
     profile: bool = setting(False, "print which operations take the time of our steps instead")
 
 
@@ -134,12 +135,15 @@ class PlainStep:
 class OurStep:
     """Training steps as engine.train does them; a call does one and returns its loss."""
 
-    def __init__(self, state: plain_dargnet.State, rainy: Tensor, clean: Tensor, half: bool) -> None:
+    def __init__(
+        self, state: plain_dargnet.State, rainy: Tensor, clean: Tensor, half: bool, compiled: bool = False
+    ) -> None:
         self.network = DARGNet()
         self.network.load_state_dict(convert_state_dict(state))
         self.network.to(rainy.device, memory_format=torch.channels_last)
-        if rainy.device.type == "cpu":
-            speed_up_prelus(self.network)
+        speed_up(self.network, prelus=rainy.device.type == "cpu" and not compiled)
+        if compiled:
+            self.network.compile(dynamic=False)
         self.rainy, self.clean, self.half = rainy, clean, half
         self.similarity = SSIM().to(rainy.device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-3)
@@ -200,6 +204,9 @@ def main(settings: Settings) -> None:
         candidates[PLAIN] = PlainStep(state, rainy, clean)
     candidates["ours, fp32 (default)"] = OurStep(state, rainy, clean, half=False)
     candidates["ours, bf16"] = OurStep(state, rainy, clean, half=True)
+    if settings.compile:
+        candidates["ours, fp32, --compile"] = OurStep(state, rainy, clean, half=False, compiled=True)
+        candidates["ours, bf16, --compile"] = OurStep(state, rainy, clean, half=True, compiled=True)
     losses = {name: step() for name, step in candidates.items()}
     for name, loss in losses.items():
         if abs(loss - losses[PLAIN]) > (5e-3 if "bf16" in name else 1e-4):

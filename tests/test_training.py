@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,8 +29,18 @@ from evaluation import validate
 from inference import fold
 from networks import DARGNet, load_network
 from settings import RECIPES, TrainSettings
-from SSIM import psnr_y
-from training import EpochBatches, augmented, learning_rate, moving_average, speed_up_prelus, workers_watched
+from SSIM import SSIM, psnr_y
+from training import (
+    EpochBatches,
+    LeanDualAttention,
+    SingleSlopePReLU,
+    augmented,
+    learning_rate,
+    loss_parts,
+    moving_average,
+    speed_up,
+    workers_watched,
+)
 from utils import InputError, parse_settings, to_tensor
 
 State = dict[str, torch.Tensor]
@@ -401,7 +413,7 @@ def test_the_faster_prelu_is_a_prelu(slope: float, dtype: torch.dtype) -> None:
     results = []
     for faster in (False, True):
         if faster:
-            speed_up_prelus(network)
+            speed_up(network)
         network.zero_grad()
         x = x.detach().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -412,6 +424,63 @@ def test_the_faster_prelu_is_a_prelu(slope: float, dtype: torch.dtype) -> None:
     for plain, faster in zip(*results, strict=True):
         assert plain.dtype == faster.dtype
         assert torch.allclose(plain, faster, rtol=1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def steps(network: DARGNet, half: bool, compiled: bool = False) -> tuple[list[float], State]:
+    """The losses of three steps of plain gradient descent on a fixed batch, and the weights after them."""
+    generator = torch.Generator().manual_seed(0)
+    rainy, clean = (torch.rand(2, 3, 24, 32, generator=generator) for _ in range(2))
+    optimizer, similarity, found = torch.optim.SGD(network.parameters(), lr=0.01), SSIM(), []
+    if compiled:
+        network.compile(dynamic=False)
+    for _ in range(3):
+        _, dissimilarity, difference = loss_parts(network, similarity, rainy, clean, half)
+        optimizer.zero_grad()
+        (dissimilarity + difference).backward()
+        optimizer.step()
+        found.append((dissimilarity + difference).item())
+    return found, network.state_dict()
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("prelus", [False, True], ids=["PReLUs as they are", "faster PReLUs"])
+def test_the_faster_network_takes_the_same_steps(network: DARGNet, half: bool, prelus: bool) -> None:
+    plain, faster = copy.deepcopy(network), copy.deepcopy(network)
+    speed_up(faster, prelus)
+    classes = {type(module) for module in faster.modules()}
+    assert LeanDualAttention in classes
+    assert (SingleSlopePReLU in classes) == prelus
+    (losses_plain, state_plain), (losses_faster, state_faster) = steps(plain, half), steps(faster, half)
+    assert losses_faster == pytest.approx(losses_plain, abs=5e-3 if half else 1e-5)
+    assert losses_plain[2] < losses_plain[0] - 1e-3  # so there were steps to compare
+    assert list(state_plain) == list(state_faster)
+    if not half:
+        for name, value in state_plain.items():
+            assert torch.allclose(value, state_faster[name], atol=2e-5), name
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="torch.compile needs a C++ compiler")
+def test_the_compiled_network_takes_the_same_steps() -> None:
+    """A small one: compiling the whole network takes a minute. Compiled again it repeats itself bit for bit."""
+    networks = [DARGNet(channels=8, groups=1) for _ in range(3)]
+    for network in networks[1:]:
+        network.load_state_dict(networks[0].state_dict())
+        speed_up(network, prelus=False)
+    losses_plain, _ = steps(networks[0], half=False)
+    losses_compiled, state = steps(networks[1], half=False, compiled=True)
+    assert losses_compiled == pytest.approx(losses_plain, abs=1e-5)
+    torch.compiler.reset()
+    assert same(state, steps(networks[2], half=False, compiled=True)[1])
+
+
+def test_compile_without_a_compiler_is_refused_in_one_line(
+    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.compiler.reset()
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, str(settings.save_path / "no-compiler")))
+    with pytest.raises(InputError, match=r"--compile: .*no-compiler.*leave --compile out") as told:
+        train(settings, compile=True)
+    assert "\n" not in str(told.value)
 
 
 # ---------------------------------------------------------------- several processes
