@@ -54,16 +54,20 @@ def _data_uri(rgb: np.ndarray) -> str:
 def histogram(gains: Sequence[float]) -> str:
     """How many images gained how many decibels, as SVG."""
     counts, edges = np.histogram(gains, bins=min(24, max(4, len(gains) // 3)))
-    width, height, bar = 600, 110, 600 / len(counts)
-    bars = "".join(
-        f'<rect x="{i * bar + 1:.1f}" y="{height - height * n / counts.max():.1f}" width="{bar - 2:.1f}" '
-        f'height="{height * n / counts.max():.1f}"><title>{n} images: {a:.2f} to {b:.2f} dB</title></rect>'
-        for i, (n, a, b) in enumerate(zip(counts, edges, edges[1:], strict=False))
-    )
-    labels = f'<text x="0" y="130">{edges[0]:.1f} dB</text>'
-    labels += f'<text x="{width}" y="130" text-anchor="end">{edges[-1]:.1f} dB</text>'
+    width, top, bottom, bar = 600, 20, 130, 600 / len(counts)
+    bars = ""
+    for i, (n, first, last) in enumerate(zip(counts, edges, edges[1:], strict=False)):
+        height = (bottom - top) * n / counts.max()
+        bars += (
+            f'<rect x="{i * bar + 1:.1f}" y="{bottom - height:.1f}" width="{bar - 2:.1f}" height="{height:.1f}">'
+            f"<title>{n} images: {first:.2f} to {last:.2f} dB</title></rect>"
+        )
+        if n:
+            bars += f'<text x="{(i + 0.5) * bar:.1f}" y="{bottom - height - 5:.1f}" text-anchor="middle">{n}</text>'
+    labels = f'<text x="0" y="{bottom + 20}">{edges[0]:.1f} dB</text>'
+    labels += f'<text x="{width}" y="{bottom + 20}" text-anchor="end">{edges[-1]:.1f} dB</text>'
     described = f"PSNR gains of {len(gains)} images, {edges[0]:.1f} to {edges[-1]:.1f} dB"
-    return f'<svg viewBox="0 0 {width} 136" role="img" aria-label="{described}">{bars}{labels}</svg>'
+    return f'<svg viewBox="0 0 {width} {bottom + 26}" role="img" aria-label="{described}">{bars}{labels}</svg>'
 
 
 def write_page(

@@ -78,6 +78,17 @@ def test_thumbnails_are_small_and_the_rain_is_what_was_taken() -> None:
     assert abs(float(rain.mean()) - (60_000 - 20_000) / 256) < 2
 
 
+def test_the_histogram_tells_how_many_images_each_bar_stands_for() -> None:
+    """The numbers over the bars add up to the images, and each bar is as high as its number says."""
+    drawn = page.histogram([1.0, 1.1, 1.2, 4.0, 9.0, 9.5])
+    numbers = [int(n) for n in re.findall(r'text-anchor="middle">([0-9]+)<', drawn)]
+    heights = [float(h) for h in re.findall(r'height="([0-9.]+)"><title>', drawn)]
+    assert numbers == [3, 1, 2]
+    assert [h for h in heights if h] == pytest.approx([110 * n / 3 for n in numbers], abs=0.1)
+    assert "1.0 dB" in drawn
+    assert "9.5 dB" in drawn
+
+
 def test_large_sets_show_some_of_their_images() -> None:
     assert page.shown(3) == {0, 1, 2}
     assert len(page.shown(10_000)) == page.MOST_PICTURES
