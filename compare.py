@@ -1,7 +1,7 @@
 """Compare what test scripts left in their results folders, image by image, beside published figures.
 
     python compare.py results/Rain100L results/authors_Rain100L
-    python compare.py results/Rain100L results/authors_Rain100L --format latex
+    python compare.py ours=results/Rain100L authors=results/authors_Rain100L --format latex
 
 The first folder is what the others are compared with. A mean difference is worth as much as its
 standard error lets it be: images differ so much that 0.05 dB between two methods over a hundred of
@@ -69,7 +69,11 @@ PUBLISHED = {
 class Settings:
     """The command line."""
 
-    results: tuple[Path, ...] = setting((), "folders that test scripts wrote, one or more", positional=True)
+    results: tuple[str, ...] = setting(
+        (),
+        "folders that test scripts wrote, one or more, each perhaps with its name in the tables: NAME=FOLDER",
+        positional=True,
+    )
     format: str = setting("markdown", "of the tables", ("markdown", "latex"))
 
 
@@ -102,27 +106,37 @@ def read_run(folder: Path) -> Run:
     return Run(folder.name, data_set, protocol, rows)
 
 
+def named_folder(text: str) -> tuple[str | None, Path]:
+    """The name, if one is given, and the folder of NAME=FOLDER; a folder that is there may have = in its own name."""
+    name, equals, folder = text.partition("=")
+    return (name, Path(folder)) if equals and not Path(text).exists() else (None, Path(text))
+
+
 def compare(settings: Settings) -> None:
     """Print the table of means and the table of differences."""
-    runs = [read_run(folder) for folder in settings.results]
+    named = [named_folder(text) for text in settings.results]
+    folders = [folder for _, folder in named]
+    runs = [read_run(folder) for folder in folders]
     first = runs[0]
-    for folder, run in zip(settings.results, runs, strict=True):
+    for folder, run in zip(folders, runs, strict=True):
         if run.protocol != first.protocol:
-            raise InputError(f"{folder}: measured under another protocol than {settings.results[0]}; test it anew")
+            raise InputError(f"{folder}: measured under another protocol than {folders[0]}; test it anew")
         if run.data_set != first.data_set or run.rows.keys() != first.rows.keys():
             raise InputError(
-                f"{folder}: {len(run.rows)} images of {run.data_set}, but {settings.results[0]} has {len(first.rows)} "
+                f"{folder}: {len(run.rows)} images of {run.data_set}, but {folders[0]} has {len(first.rows)} "
                 f"of {first.data_set}; only results on the same images compare"
             )
     names = [run.name for run in runs]
     if len(set(names)) < len(names):  # results/a/Rain100L and results/b/Rain100L
-        names = [str(folder) for folder in settings.results]
+        names = [str(folder) for folder in folders]
+    names = [given or name for (given, _), name in zip(named, names, strict=True)]
 
     lines = [["rainy input", *cells(means(list(first.rows.values()), "input_"))]]
     lines += [[name, *cells(means(list(run.rows.values())))] for name, run in zip(names, runs, strict=True)]
     for name, (psnr, ssim) in PUBLISHED.get(first.data_set, {}).items():
         lines.append([f"{name} (published)", f"{psnr:.2f}", f"{ssim:.3f}", "-", "-"])
-    print(f"{first.data_set}, {len(first.rows)} images. {first.protocol}\n")
+    remark = "% " if settings.format == "latex" else ""
+    print(f"{remark}{first.data_set}, {len(first.rows)} images. {first.protocol}\n")
     print(table(["", "PSNR_Y", "SSIM_Y", "PSNR_RGB", "SSIM_RGB"], lines, settings.format))
 
     lines = []
@@ -131,7 +145,7 @@ def compare(settings: Settings) -> None:
             difference = np.array([run.rows[image][metric] - first.rows[image][metric] for image in first.rows])
             lines.append([name, metric.upper(), *verdict(difference, digits)])
     if lines:
-        print(f"\nMean difference from {names[0]}, image by image, and the standard error of that mean\n")
+        print(f"\n{remark}Mean difference from {names[0]}, image by image, and the standard error of that mean\n")
         print(table(["", "", "difference", "standard error", "images won", "verdict"], lines, settings.format))
 
 

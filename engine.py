@@ -32,6 +32,7 @@ from containers import video_source
 from DerainDataset import DerainDataset, Pair, find_pairs, prepare, split_by_background
 from distributed import Processes
 from evaluation import (
+    Provenance,
     ahead,
     data_set_label,
     default_data,
@@ -63,6 +64,7 @@ from training import (
 )
 from utils import (
     InputError,
+    check_folder,
     choose_device,
     environment,
     processors,
@@ -92,6 +94,7 @@ def train(settings: TrainSettings) -> None:
             f"synthetic rain: python datasets/synthesize.py --rain {settings.rain} --out {synthetic} "
             f"&& python {settings.script} --data_path {synthetic}"
         )
+    check_folder(settings.save_path)
     processes = Processes()
     device = processes.device(settings.device)
     with processes.connected(device):
@@ -242,8 +245,13 @@ def evaluate(settings: EvalSettings) -> None:
     source = video_source(settings.data_path) if settings.data_path and settings.pairs is None else None
     if source is not None:
         return derain_video(settings, source)
+    if settings.frames is not None:
+        raise InputError(f"--frames {settings.frames}: is for videos and cameras; leave it out")
     device = choose_device(settings.device)
     tile = parse_tile(settings.tile)
+    weights = weights_file(settings.logdir)
+    checksum = sha256_of(weights)  # now: a training may replace the file meanwhile
+    network = fast_network(weights, settings, device)
     data_path = settings.data_path or default_data(settings)
     real = settings.pairs is None
     pairs: Sequence[Pair | Path] = find_pictures(settings, data_path) if real else find_pairs(data_path)
@@ -253,9 +261,8 @@ def evaluate(settings: EvalSettings) -> None:
     root = data_path if settings.recursive and data_path.is_dir() else None
     places = report.places(save_path, pairs, root, settings.show_rain)
     report.check_figure(settings, save_path, pairs, places)
-    weights = weights_file(settings.logdir)
-    checksum = sha256_of(weights)  # now: a training may replace the file meanwhile
-    network = fast_network(weights, settings, device)
+    check_folder(save_path)
+    provenance = Provenance(save_path, checksum, settings)
     how = f"{device} {settings.precision}, {settings.backend}"
     print(f"{label}: {len(pairs)} images of {data_path}, weights {weights}, {how}", flush=True)
 
@@ -291,13 +298,14 @@ def evaluate(settings: EvalSettings) -> None:
                 refuse(error)
                 continue
             began = time.perf_counter()
-            derained = existing(place.output, picture) if settings.skip_existing else None
-            milliseconds = None
+            derained, milliseconds = None, None
+            if settings.skip_existing and provenance.made(place.output, pair if real else pair.rainy):
+                derained = existing(place.output, picture)
             if derained is None:
                 derained = derain_image(network, picture.rgb, tile, settings.quantize)
                 milliseconds = round(1000 * (time.perf_counter() - began), 1)
             finishing.append(
-                pool.submit(finish, pair, place, picture, clean, derained, milliseconds, with_thumbnails=i in chosen)
+                pool.submit(finish, pair, place, picture, clean, derained, milliseconds, provenance, i in chosen)
             )
             if len(finishing) > 1:
                 take(finishing.popleft())

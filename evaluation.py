@@ -5,9 +5,12 @@ engine.evaluate puts them together; read that first.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
+import json
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
@@ -29,21 +32,25 @@ from report import Place
 from settings import EvalSettings
 from SSIM import image_metrics, psnr_y, ssim_y
 from utils import (
+    IMAGE_SUFFIXES,
     InputError,
     Picture,
+    append_line,
     free_memory,
     grey_mean,
     quantize,
     read_picture,
     release_freed_memory,
+    sha256_of,
     to_image,
     to_tensor,
+    write_atomically,
     write_picture,
 )
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WHOLE_PIXELS = 4_000_000  # images up to here are computed whole if memory allows
-LARGEST_TILE = 1280  # pixels; its halo is a fifth more work, and a 33-megapixel image takes 2.3 GiB in all
+LARGEST_TILE = 1440  # pixels; its halo is a sixth more work
 
 
 def derain_image(network: DARGNet, rgb: np.ndarray, tile: int | None = None, quantization: str = "round") -> np.ndarray:
@@ -85,6 +92,47 @@ def read_images(pair: Pair | Path) -> tuple[Picture, np.ndarray | None]:
     return Picture(rainy), clean
 
 
+class Provenance:
+    """provenance.jsonl of a results folder: which weights, settings and input each derained file there came from.
+
+    A line is added for every file that was written; the last one for a name counts. What was made
+    otherwise, or changed since, is not taken for this run's own by --skip_existing.
+    """
+
+    def __init__(self, folder: Path, checksum: str, settings: EvalSettings) -> None:
+        self.folder, self.path = folder, folder / "provenance.jsonl"
+        names = ("precision", "backend", "quantize")
+        self.how = {"weights_sha256": checksum} | {name: getattr(settings, name) for name in names}
+        self.known: dict[str, Any] = {}
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return
+        for line in text.splitlines():
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that was cut off
+                entry = json.loads(line)
+                self.known[entry["file"]] = entry
+        kept = "".join(json.dumps(entry) + "\n" for entry in self.known.values())
+        if kept != text:  # lines that others replaced, or a last one that the next would be added to
+            write_atomically(self.path, kept)
+
+    def _entry(self, output: Path, source: Path) -> dict[str, Any]:
+        status, name = source.stat(), output.relative_to(self.folder).as_posix()
+        return {"file": name, "sha256": sha256_of(output), "input": [status.st_size, status.st_mtime_ns], **self.how}
+
+    def add(self, output: Path, source: Path) -> None:
+        """Record that `output` was just made from `source`."""
+        append_line(self.path, json.dumps(self._entry(output, source)))
+
+    def made(self, output: Path, source: Path) -> bool:
+        """Whether `output` is there, as this run would make it from `source`."""
+        try:
+            entry = self._entry(output, source)
+        except OSError:
+            return False
+        return self.known.get(entry["file"]) == entry
+
+
 def existing(output: Path, picture: Picture) -> np.ndarray | None:
     """The derained image that an earlier run left, or None if there is none that fits the picture."""
     try:
@@ -101,6 +149,7 @@ def finish(
     clean: np.ndarray | None,
     derained: np.ndarray,
     milliseconds: float | None,
+    provenance: Provenance,
     with_thumbnails: bool,
 ) -> tuple[dict[str, Any], Thumbnails | None]:
     """Write a derained image, unless an earlier run did (milliseconds is None), its rain if wanted, and measure it.
@@ -110,6 +159,7 @@ def finish(
     try:
         if milliseconds is not None:
             write_picture(place.output, dataclasses.replace(picture, rgb=derained))
+            provenance.add(place.output, pair if isinstance(pair, Path) else pair.rainy)
         if place.rain is not None:
             rain = rain_layer(picture.rgb, grey_mean(derained) if picture.grey else derained)
             write_picture(place.rain, Picture(rain, grey=picture.grey))
@@ -183,7 +233,8 @@ def default_data(settings: EvalSettings) -> Path:
 def find_pictures(settings: EvalSettings, data_path: Path) -> list[Path]:
     """The pictures that have no clean ones: one, or those of a folder, with --recursive also of its subfolders.
 
-    Videos that lie among them are named in a line, for they are done one at a time.
+    What else lies there is named in a line: videos, for they are done one at a time; files of other kinds; and,
+    without --recursive, subfolders.
 
     Raises InputError if there is no picture.
     """
@@ -198,15 +249,40 @@ def find_pictures(settings: EvalSettings, data_path: Path) -> list[Path]:
         raise InputError(f"{data_path}: holds no image but {one_at_a_time}")
     if videos:
         print(f"{data_path}: also holds {one_at_a_time}", flush=True)
-    return images if settings.recursive and images else find_rainy(data_path)
+    taken = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    visible = [p for folder in folders for p in sorted(folder.iterdir()) if p.name[0] != "."]
+    others = [p.name for p in visible if p.is_file() and p.suffix.lower() not in taken]
+    ours = os.path.realpath(results)
+    inner = [p.name for p in visible if p.is_dir() and os.path.realpath(p) != ours and not settings.recursive]
+    try:
+        found = images if settings.recursive and images else find_rainy(data_path)
+    except InputError as error:
+        if images or not inner:
+            raise
+        raise InputError(f"{data_path}: holds no image, but subfolders ({_some(inner)}): add --recursive") from error
+    if set(found) <= set(images):  # else it is a data set, and its rainy ones lie in a subfolder
+        if others:
+            print(f"{data_path}: left out, of kinds that are not read here: {_some(others)}", flush=True)
+        if inner:
+            print(f"{data_path}: subfolders are left out, --recursive takes them: {_some(inner)}", flush=True)
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def weights_file(path: Path) -> Path:
-    """The weights that --logdir or --init names: the file itself, or net_latest.pth in the folder."""
-    file = path / "net_latest.pth" if path.is_dir() else path
-    if not file.is_file():
-        raise InputError(f"{file}: no such weights; name a folder with net_latest.pth, or a .pth file")
-    return file
+    """The weights that --logdir or --init names: the file itself, or net_latest.pth in the folder.
+
+    What is not below the current folder is looked for below this repository's: our weights are found from anywhere.
+    """
+    for place in (path, Path(__file__).parent / path):
+        file = place / "net_latest.pth" if place.is_dir() else place
+        if file.is_file():
+            return file
+    raise InputError(f"{path}: no such weights; name a folder with net_latest.pth, or a .pth file")
 
 
 def load_weights(path: Path) -> DARGNet:

@@ -18,6 +18,7 @@ fast, and runs it in exact tiles.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -224,9 +225,10 @@ def convert_state_dict(state: Mapping[str, Tensor], groups: int = 5) -> dict[str
 def load_network(path: str | Path, device: str | torch.device = "cpu") -> DARGNet:
     """Build a DARGNet of the size that the file holds and load the file's weights.
 
-    path: a bare state dict (ours or the published ones, saved on any device) or one of our
-    training states. Only tensors and plain types are read (weights_only), so a file from a
-    stranger cannot run code. The network comes back on `device`, in eval mode.
+    path: a bare state dict (ours or the published ones, saved on any device), also within a mapping under
+    state_dict, params or params_ema, or one of our training states. Only tensors and plain types are
+    read (weights_only), so a file from a stranger cannot run code. The network comes back on `device`,
+    in eval mode.
 
     Raises FileNotFoundError, or ValueError naming the file and the first keys or shapes that
     do not fit.
@@ -237,7 +239,13 @@ def load_network(path: str | Path, device: str | torch.device = "cpu") -> DARGNe
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises half a dozen types for a damaged or unsafe file
-        raise ValueError(f"{path}: not a readable weights file ({type(error).__name__})") from error
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        remedy = "save the network's state_dict() alone" if unsafe else "get it again"
+        raise ValueError(f"{path}: not a readable weights file ({type(error).__name__}); {remedy}") from error
+    for wrapper in ("state_dict", "params_ema", "params"):  # as other projects wrap theirs
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+            break
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
         average = state.get("average")  # what such a run saves as its weights, where it keeps one
         state = average if isinstance(average, Mapping) else state["model"]
@@ -260,6 +268,6 @@ def load_network(path: str | Path, device: str | torch.device = "cpu") -> DARGNe
     differences += [f"{k} is {found[k]}, not {wanted[k]}" for k in wanted if k in found and found[k] != wanted[k]]
     if differences:
         more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
-        raise ValueError(f"{path}: not DARGNet weights: {'; '.join(differences[:4])}{more}")
+        raise ValueError(f"{path}: not DARGNet weights: {'; '.join(differences[:4])}{more}; name another file")
     network.load_state_dict(state)
     return network.to(device).eval()

@@ -134,7 +134,7 @@ def check_figure(
     """Raise InputError for a figure that can't be drawn, before anything long begins."""
     if settings.crop is not None:
         if settings.figure is None:
-            raise InputError("--crop: says what --figure enlarges; add --figure")
+            raise InputError("--crop: chooses the part of a figure that is enlarged; add --figure")
         if len(settings.crop) != 3 or min(settings.crop) < 0 or settings.crop[2] == 0:
             given = " ".join(map(str, settings.crop))
             raise InputError(

@@ -39,7 +39,7 @@ class TrainSettings:
     augment: bool = setting(False, "mirror every patch left-right and upside down at random")
     recombine: bool = setting(False, "give every patch the rain of another patch of its batch, drawn anew at each step")
     gain: float = setting(0.0, "make each patch's rain up to this much (0.3: 30 %) stronger or fainter at random")
-    validation: int = setting(0, "pairs to hold out, by background; 0: train on all, as published")
+    validation: int = setting(0, "pairs to hold out at least, by whole backgrounds; 0: train on all, as published")
     validation_path: Path | None = setting(None, "folder of pairs to validate on; their backgrounds are not trained on")
     validate_every: int = setting(0, "steps between validations; 0: at each epoch's end")
     workers: int = setting(2, "processes that read patches, at most one per processor")
@@ -78,7 +78,7 @@ class EvalSettings:
     precision: str = setting("fp32", "arithmetic of the network", ("fp32", "bf16"))
     backend: str = setting("torch", "what computes; openvino needs requirements-extra.txt", ("torch", "openvino"))
     quantize: str = setting("round", "how values become 8-bit; the authors truncated", ("round", "truncate"))
-    skip_existing: bool = setting(False, "keep derained images that an earlier run left, and go on with the rest")
+    skip_existing: bool = setting(False, "keep images that an earlier run with the same weights and settings derained")
     page: bool = setting(True, "write index.html, every image with a before/after slider")
     figure: tuple[str, ...] | None = setting(
         None, "draw figure.png: pictures by name, or those of median, largest and smallest gain (own ones: some three)"

@@ -71,7 +71,8 @@ class Run:
         changed = [k for k, v in self.settings.items() if k not in self.free and before.get(k) != v]
         if changed and self.resume != "force":
             listed = ", ".join(f"{k} {before.get(k)} -> {self.settings[k]}" for k in changed)
-            raise InputError(f"{path}: trained with other settings ({listed}); restore them, or --resume force")
+            remedy = "restore them, choose another --save_path, or --resume force"
+            raise InputError(f"{path}: trained with other settings ({listed}); {remedy}")
         if path == self.previous and self.latest.exists() and self.writes:
             # The next save would else put the damaged state in the place of this good one.
             self.latest.replace(self.latest.with_name(self.latest.name + ".damaged"))

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import ctypes
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -55,11 +56,30 @@ def run_script(run: Callable[[Any], None], settings: type, doc: str) -> None:
     try:
         run(chosen)
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error if isinstance(error, InputError) else explained(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def explained(error: OSError) -> str:
+    """What the system refused, with the file's name and a remedy where one is known."""
+    full = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None))
+    remedies = dict.fromkeys(full, "make room, or choose another folder")
+    remedies |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions, or choose another")
+    place = f"{error.filename}: " if error.filename else ""
+    remedy = f"; {remedies[error.errno]}" if error.errno in remedies else ""
+    return f"{place}{error.strerror or error}{remedy}"
+
+
+def check_folder(path: Path) -> None:
+    """Raise InputError, before anything long begins, if `path` can't become a folder that may be written."""
+    there = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        raise InputError(f"{path}: {there} is no folder; choose another --save_path")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"{path}: {there} may not be written; change its permissions, or choose another --save_path")
 
 
 def keep_freed_memory() -> None:
@@ -124,7 +144,7 @@ def parse_settings(settings: type, doc: str, arguments: list[str] | None = None)
         elif field.metadata["choices"]:
             options["choices"] = field.metadata["choices"]
         else:
-            options |= {"type": kind, "metavar": kind.__name__.upper()}
+            options |= {"type": _path if kind is Path else kind, "metavar": kind.__name__.upper()}
         parser.add_argument(f"--{field.name}", **options)
     values = vars(parser.parse_args(arguments))
     for field in dataclasses.fields(settings):
@@ -132,6 +152,12 @@ def parse_settings(settings: type, doc: str, arguments: list[str] | None = None)
             parser.set_defaults(**field.metadata["choices"][values[field.name]])
     values = vars(parser.parse_args(arguments))
     return settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _path(text: str) -> Path:
+    if not text:  # Path("") would be the current folder
+        raise argparse.ArgumentTypeError("is empty: name a file or a folder")
+    return Path(text)
 
 
 # ---------------------------------------------------------------- images
@@ -252,6 +278,10 @@ def atomic_path(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; results are as open as any other
         temporary.replace(path)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, name):  # the name that is known outside
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

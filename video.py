@@ -22,10 +22,10 @@ from torch import nn
 
 import report
 from containers import frames_and_size, open_video, output_name, rate_of, read_frame, video_writer
-from evaluation import ahead, automatic_tile, derain_image, fast_network, rain_layer, weights_file
+from evaluation import Provenance, ahead, automatic_tile, derain_image, fast_network, rain_layer, weights_file
 from settings import EvalSettings, parse_tile
 from training import interrupts_noted
-from utils import InputError, choose_device, environment, sha256_of
+from utils import InputError, check_folder, choose_device, environment, sha256_of
 
 USUAL_RATE = 25.0  # frames per second, for files and cameras that don't tell theirs
 
@@ -39,11 +39,14 @@ def derain_video(settings: EvalSettings, source: Path | int) -> None:
 
     Raises InputError for a video or camera that can't be read or written, KeyboardInterrupt when stopped.
     """
+    if settings.figure is not None or settings.crop is not None:
+        raise InputError(f"{source}: a video; --figure and --crop are for pictures, leave them out")
     if settings.frames is not None and settings.frames <= 0:
         raise InputError(f"--frames {settings.frames}: must be above 0")
     device = choose_device(settings.device)
     tile = parse_tile(settings.tile)
     save_path = settings.save_path or Path("results") / settings.name
+    check_folder(save_path)
     weights = weights_file(settings.logdir)
     checksum = sha256_of(weights)  # now: a training may replace the file meanwhile
     network = fast_network(weights, settings, device)
@@ -72,7 +75,9 @@ def derain_video(settings: EvalSettings, source: Path | int) -> None:
         output = save_path / output_name(source, size)
         outputs = [output, *([save_path / "rain" / output.name] if settings.show_rain else [])]
         report.refuse_replacing(outputs, [] if camera else [source])
-        if settings.skip_existing and total and all(frames_and_size(path) == (total, size) for path in outputs):
+        provenance = None if camera else Provenance(save_path, checksum, settings)
+        fitting = provenance and total and all(frames_and_size(path) == (total, size) for path in outputs)
+        if settings.skip_existing and fitting and provenance.made(output, source):
             print(f"{output} was there, with {total} frames")
             return
         writers = [stack.enter_context(video_writer(path, rate, size)) for path in outputs]
@@ -107,6 +112,8 @@ def derain_video(settings: EvalSettings, source: Path | int) -> None:
                 raise KeyboardInterrupt
         writing.result()
     seconds = time.monotonic() - began
+    if provenance:
+        provenance.add(output, source)
 
     video = {"frames": count, "width": size[0], "height": size[1], "rate": rate, "codec": codec}
     row = {"image": output.name} | video | {"milliseconds": round(1000 * seconds / count, 1)}

@@ -60,7 +60,7 @@ def draw(settings: Settings) -> None:
     axes = figure.subplots()
     for folder in settings.runs:
         steps, figures, restarts = validation_curve(folder)
-        (line,) = axes.plot(steps, figures, marker=".", label=f"{folder.name}: {figures[-1]:.2f} dB")
+        (line,) = axes.plot(steps, figures, marker=".", label=f"weights in {folder}: {figures[-1]:.2f} dB")
         for restart in restarts:
             axes.axvline(restart, color=line.get_color(), linestyle=":", linewidth=1)
     axes.set(xlabel="training steps", ylabel="validation PSNR in dB (Y)")

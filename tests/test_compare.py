@@ -34,7 +34,7 @@ def test_what_is_chance_and_what_is_not(tmp_path: Path, capsys: pytest.CaptureFi
     noise = random.normal(0, 0.55, 100)
     noise += 0.05 - noise.mean()
     folders = [results(tmp_path / n, p) for n, p in (("a", base), ("b", base + noise), ("c", base + 0.05))]
-    compare.compare(compare.Settings(results=tuple(folders)))
+    compare.compare(compare.Settings(results=tuple(map(str, folders))))
     lines = {line.split("|")[1].strip(): line for line in capsys.readouterr().out.splitlines() if "PSNR_Y |" in line}
     assert "| +0.050 | 0.0" in lines["b"]
     assert lines["b"].endswith("| chance |")
@@ -42,17 +42,27 @@ def test_what_is_chance_and_what_is_not(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_published_figures_stand_beside_the_data_set_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    compare.compare(compare.Settings(results=(results(tmp_path / "a", np.array([30.0, 31.0])),)))
+    compare.compare(compare.Settings(results=(str(results(tmp_path / "a", np.array([30.0, 31.0]))),)))
     shown = capsys.readouterr().out
     assert "| a | 30.500 | 0.9000 |" in shown
     assert "| PReNet (published) | 37.48 | 0.979 |" in shown
     assert PROTOCOL in shown
     other = results(tmp_path / "b", np.array([30.0]), data_set="synthetic light rain, not Rain100L")
-    compare.compare(compare.Settings(results=(other,), format="latex"))
+    compare.compare(compare.Settings(results=(str(other),), format="latex"))
     shown = capsys.readouterr().out
     assert "PReNet (published)" not in shown
     assert r"PSNR\_Y" in shown
     assert shown.count(r"\\") == 3
+    assert [line for line in shown.splitlines() if line and line[0] not in "\\%" and "&" not in line] == []
+
+
+def test_runs_can_be_given_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = (str(results(tmp_path / n, np.array([30.0, 31.0]))) for n in ("a", "b=c"))
+    compare.compare(compare.Settings(results=(f"ours, seed 0={first}", second)))
+    shown = capsys.readouterr().out
+    assert "| ours, seed 0 | 30.500 |" in shown
+    assert "| b=c | 30.500 |" in shown
+    assert "Mean difference from ours, seed 0" in shown
 
 
 def test_what_cannot_be_compared(tmp_path: Path) -> None:
@@ -66,4 +76,4 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     }
     for folder in others.values():
         with pytest.raises(InputError, match=folder.name):
-            compare.compare(compare.Settings(results=(first, folder)))
+            compare.compare(compare.Settings(results=(str(first), str(folder))))

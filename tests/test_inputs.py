@@ -401,16 +401,51 @@ def test_skip_existing_goes_on_with_the_rest(
     run = {"name": "real", "data_path": folder, "logdir": small_weights, "save_path": tmp_path / "out", "device": "cpu"}
     engine.evaluate(EvalSettings(**run))
     kept, damaged_one, gone = (tmp_path / f"out/{i}.png" for i in range(3))
-    marked = Image.fromarray(pixels(9, 40, 50, 3))
-    marked.save(kept)
     whole = damaged_one.read_bytes(), gone.read_bytes()
     damaged_one.write_bytes(whole[0][:-30])
     gone.unlink()
-    before = kept.read_bytes()
+    before = kept.stat().st_mtime_ns
     capsys.readouterr()
     engine.evaluate(EvalSettings(**run, skip_existing=True))
-    assert kept.read_bytes() == before
+    assert kept.stat().st_mtime_ns == before
     assert (damaged_one.read_bytes(), gone.read_bytes()) == whole
     assert capsys.readouterr().out.count("was there") == 1
     engine.evaluate(EvalSettings(**run))
-    assert kept.read_bytes() != before  # without being asked nothing is skipped
+    assert kept.stat().st_mtime_ns != before  # without being asked nothing is skipped
+
+
+@pytest.mark.parametrize("change", ["weights", "settings", "input", "output", "record"])
+def test_skip_existing_takes_nothing_that_this_run_would_make_otherwise(
+    small_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    """Two pictures; of one the input, the derained file or its record changes, or for both the weights or settings."""
+    folder, out = tmp_path / "pictures", tmp_path / "out"
+    folder.mkdir()
+    for i in range(2):
+        (folder / f"{i}.png").write_bytes(png_bytes(i))
+    run = {"name": "real", "data_path": folder, "logdir": small_weights, "save_path": out, "device": "cpu"}
+    engine.evaluate(EvalSettings(**run))
+    before = [(out / f"{i}.png").read_bytes() for i in range(2)]
+    if change == "weights":
+        state = torch.load(small_weights, weights_only=True)
+        run["logdir"] = tmp_path / "other.pth"
+        torch.save({name: value * 1.1 for name, value in state.items()}, run["logdir"])
+    elif change == "settings":
+        run["quantize"] = "truncate"
+    elif change == "input":
+        (folder / "1.png").write_bytes(png_bytes(7))
+    elif change == "output":
+        Image.fromarray(pixels(9, 40, 50, 3)).save(out / "1.png")
+    else:
+        record = out / "provenance.jsonl"
+        record.write_text(record.read_text()[:-40])  # the last line, cut off
+    capsys.readouterr()
+    engine.evaluate(EvalSettings(**run, skip_existing=True))
+    assert capsys.readouterr().out.count("was there") == (0 if change in ("weights", "settings") else 1)
+    engine.evaluate(EvalSettings(**run | {"save_path": tmp_path / "anew"}))
+    after = [(out / f"{i}.png").read_bytes() for i in range(2)]
+    assert after == [(tmp_path / f"anew/{i}.png").read_bytes() for i in range(2)]
+    assert (after != before) == (change in ("weights", "settings", "input"))
+    capsys.readouterr()
+    engine.evaluate(EvalSettings(**run, skip_existing=True))
+    assert capsys.readouterr().out.count("was there") == 2

@@ -65,7 +65,13 @@ def test_every_published_tensor_matters() -> None:
         assert ((found - unchanged).abs().max() < 1e-5) == (key == "PR.weight"), key
 
 
-@pytest.mark.parametrize("form", ["ours", "published", "data parallel", "training state", "averaged training state"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("ours", "published", "data parallel", "training state", "averaged training state"),
+        *("state_dict", "params", "params_ema"),
+    ],
+)
 def test_load_network_takes(tmp_path: Path, form: str, network: DARGNet) -> None:
     state = network.state_dict()
     content = {
@@ -77,6 +83,9 @@ def test_load_network_takes(tmp_path: Path, form: str, network: DARGNet) -> None
             "model": {k: v + 1 for k, v in state.items()},
             "average": {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in state.items()}},
         },
+        "state_dict": {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}},
+        "params": {"params": state},
+        "params_ema": {"params": {k: v + 1 for k, v in state.items()}, "params_ema": state},
     }[form]
     torch.save(content, tmp_path / "weights.pth")
     loaded = load_network(tmp_path / "weights.pth")

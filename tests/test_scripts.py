@@ -147,7 +147,9 @@ def test_each_test_script_measures(command: Command, tmp_path: Path, weights: Pa
     assert result.returncode == 0, result.stderr
     out = tmp_path / "out"
     names = ["rain-001.png", "rain-002.png", "rain-003.png"]
-    assert sorted(p.name for p in out.iterdir()) == ["index.html", *names, "results.csv", "results.json"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        *("index.html", "provenance.jsonl", *names, "results.csv", "results.json")
+    ]
     rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
     assert [row["image"] for row in rows] == names
     for row, number in zip(rows, (1, 2, 3), strict=True):
@@ -311,6 +313,44 @@ def test_bad_data_gets_one_line(inline: Command, tmp_path: Path, weights: Path, 
     refused(inline(script, "--data_path", data, "--save_path", "out", *arguments), *texts)
     assert not (tmp_path / "out/results.csv").exists()
     assert how == "tiny" or not (tmp_path / "pairs.h5").exists()
+
+
+@pytest.mark.parametrize("script", ["test_real.py", "train_rain100L.py"])
+@pytest.mark.parametrize("path", ["a_file", "a_file/below"])
+def test_results_that_cannot_be_kept_are_refused_before_any_work(
+    inline: Command, tmp_path: Path, weights: Path, script: str, path: str
+) -> None:
+    (tmp_path / "a_file").write_text("kept")
+    write_pairs(tmp_path / "pairs", 2)
+    arguments = TINY_TRAINING if script.startswith("train") else ("--logdir", weights)
+    refused(inline(script, "--data_path", "pairs", "--save_path", path, *arguments), path, "choose another --save_path")
+    assert (tmp_path / "a_file").read_text() == "kept"
+    assert not (tmp_path / "pairs.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        (("--data_path", "one.png", "--frames", "3"), ("--frames 3", "videos")),
+        (("--data_path", "one.avi", "--figure"), ("one.avi", "--figure")),
+        (("--data_path", "one.png", "--crop", "1", "1", "8"), ("--crop", "add --figure")),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(
+    inline: Command, tmp_path: Path, weights: Path, arguments: tuple[str, ...], texts: tuple[str, ...]
+) -> None:
+    for name in ("one.png", "one.avi"):
+        (tmp_path / name).write_bytes(b"never read")
+    refused(inline("test_real.py", "--logdir", weights, *arguments), *texts)
+
+
+def test_the_weights_that_come_with_the_scripts_are_found_from_anywhere(command: Command, tmp_path: Path) -> None:
+    write(tmp_path / "photos/a.png", scene(1, 20, 24)[0])
+    result = command("test_real.py", "--data_path", "photos", "--save_path", "out")
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "out/results.json").read_text())["weights"]["sha256"] == sha256_of(
+        ROOT / "logs/Rain100H/net_latest.pth"
+    )
 
 
 @pytest.mark.parametrize("how", ["missing", "folder without", "text", "foreign", "cut off"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -14,12 +15,14 @@ import pytest
 import torch
 from conftest import scene, write
 
+from settings import EvalSettings
 from utils import (
     InputError,
     Picture,
     atomic_path,
     choose_device,
     environment,
+    explained,
     parse_settings,
     quantize,
     read_picture,
@@ -216,6 +219,35 @@ def test_run_script_ends_in_one_line(
         run_script(run, Example, "")
     assert caught.value.code == status
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left", "out/a.png"), "out/a.png: No space left; make room, or choose another"),
+        (OSError(errno.EACCES, "Permission denied", "out"), "out: Permission denied; change its permissions, or"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (OSError("something else"), "something else"),
+    ],
+)
+def test_what_the_system_refuses_is_said_with_its_name_and_a_remedy(error: OSError, said: str) -> None:
+    assert explained(error).startswith(said)
+
+
+def test_a_file_that_cannot_be_written_whole_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Is a directory") as caught, atomic_path(tmp_path) as temporary:
+        temporary.write_bytes(b"a file in the place of a folder")
+    assert str(tmp_path) in (caught.value.filename, caught.value.filename2)
+    with pytest.raises(OSError, match="too large") as caught, atomic_path(tmp_path / "a.png"):
+        raise OSError(errno.EFBIG, "File too large")
+    assert caught.value.filename == str(tmp_path / "a.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_path_is_not_the_current_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_settings(EvalSettings, "", ["--data_path", ""])
+    assert "--data_path: is empty" in capsys.readouterr().err
 
 
 def test_a_programming_fault_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

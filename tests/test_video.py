@@ -124,7 +124,7 @@ def test_every_frame_is_derained_as_a_picture_is(
     assert all(np.array_equal(a, b) for a, b in zip(given["rain"], rain, strict=True))
 
     out = tmp_path / "results/real"
-    assert files(out) == ["drive.avi", "rain/drive.avi", "results.csv", "results.json"]
+    assert files(out) == ["drive.avi", "provenance.jsonl", "rain/drive.avi", "results.csv", "results.json"]
     for path in (out / "drive.avi", out / "rain/drive.avi"):
         assert frames_and_size(path) == (6, (WIDTH, HEIGHT))
         assert rate_of(open_video(path)) == 12.5
@@ -341,6 +341,9 @@ def test_frames_of_another_size_are_refused(inline: Command, tmp_path: Path, mon
 # ---------------------------------------------------------------- folders and rain layers
 
 
+REPORT = ("index.html", "provenance.jsonl", "results.csv", "results.json")
+
+
 def test_folders_of_folders(inline: Command, tmp_path: Path) -> None:
     """Equal names, circular links, results within the input, a folder that is called rain."""
     photos = tmp_path / "photos"
@@ -362,7 +365,7 @@ def test_folders_of_folders(inline: Command, tmp_path: Path) -> None:
         result = inline("test_real.py", *arguments, "--show_rain")
         assert result.returncode == 0, result.stderr
         found = set(files(photos / "derained"))
-        assert found == {*inputs, *(f"rain_/{name}" for name in inputs), "index.html", "results.csv", "results.json"}
+        assert found == {*inputs, *(f"rain_/{name}" for name in inputs), *REPORT}
     rows = csv.DictReader((photos / "derained/results.csv").read_text().splitlines())
     assert [row["image"] for row in rows] == list(inputs)
     for name, source in inputs.items():
@@ -373,8 +376,17 @@ def test_folders_of_folders(inline: Command, tmp_path: Path) -> None:
 def test_without_recursive_only_the_folder_itself(inline: Command, tmp_path: Path) -> None:
     write(tmp_path / "photos/a.png", scene(1, 20, 24)[0])
     write(tmp_path / "photos/sub/b.png", scene(1, 20, 24)[0])
-    assert inline("test_real.py", "--data_path", "photos", "--logdir", WEIGHTS, "--save_path", "out").returncode == 0
-    assert files(tmp_path / "out") == ["a.png", "index.html", "results.csv", "results.json"]
+    for name in ("IMG_1.HEIC", "clip.gif", "notes.txt", "wedding.CR2"):
+        (tmp_path / "photos" / name).write_bytes(b"of another kind")
+    result = inline("test_real.py", "--data_path", "photos", "--logdir", WEIGHTS, "--save_path", "out")
+    assert result.returncode == 0
+    assert "left out, of kinds that are not read here: IMG_1.HEIC, clip.gif, notes.txt and 1 more" in result.stdout
+    assert "subfolders are left out, --recursive takes them: sub" in result.stdout
+    assert files(tmp_path / "out") == ["a.png", *REPORT]
+    (tmp_path / "photos/a.png").unlink()
+    result = inline("test_real.py", "--data_path", "photos", "--logdir", WEIGHTS, "--save_path", "out")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "photos: holds no image, but subfolders (sub): add --recursive" in result.stderr
     pairs = write_pairs(tmp_path / "pairs", 1, "PReNet train", height=20, width=24)
     for flags, expected in ((), ["rain-1.png"]), (("--recursive",), ["norain-1.png", "rain-1.png"]):
         out = tmp_path / f"pairs{len(flags)}"
