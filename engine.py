@@ -334,7 +334,7 @@ def evaluate(settings: EvalSettings) -> None:
         if settings.page:
             protocol = f"Figures: {PROTOCOL}. " if lines else ""
             note = f"{len(rows)} images of {data_path}, weights {weights}, {how}. {protocol}"
-            page.write_page(save_path, label, note, lines, rows, pictures)
+            page.write_page(save_path, label if lines else f"Derained: {data_path.name}", note, lines, rows, pictures)
         if lines:
             protocol = "PReNet protocol: Y channel, mean of per-image figures; RGB beside it"
             print("\n" + report.table(f"{label}, {len(pairs)} pairs ({protocol})", lines))

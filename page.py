@@ -101,6 +101,8 @@ def write_page(
     left_out = len(rows) - len(items)
     if left_out:
         note += f" {len(items)} of {len(rows)} images are shown; results.csv has them all."
+    if items:
+        note += f" Pictures here are {LONGEST_SIDE} pixels wide at most; their names lead to the whole derained images."
     # '<' spelled out, so that no name can end the script
     data = json.dumps(items).replace("<", "\\u003c")
     fields = {"TITLE": html.escape(title), "NOTE": html.escape(note), "TABLE": table, "DATA": data}
@@ -126,7 +128,9 @@ svg { width: 100%; max-width: 40rem; } svg rect { fill: var(--bar); } svg text {
 select { font: inherit; padding: 0.3rem; }
 #images { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1.25rem; }
 figure { margin: 0; } figcaption { font-size: 0.9rem; overflow-wrap: anywhere; }
-.pair { position: relative; line-height: 0; background: #000; border-radius: 6px; overflow: hidden; }
+.pair { cursor: ew-resize; touch-action: pan-y; user-select: none;
+  position: relative; line-height: 0; background: #000; border-radius: 6px; overflow: hidden; }
+a { color: inherit; }
 .pair img { width: 100%; display: block; }
 .pair .over { position: absolute; inset: 0; clip-path: inset(0 0 0 var(--at, 50%)); }
 .pair .edge { position: absolute; top: 0; bottom: 0; left: var(--at, 50%); width: 2px; background: #fff; opacity: 0.8; }
@@ -160,6 +164,7 @@ const orders = { "as they came": null };
 if (measured) Object.assign(orders, {
   "smallest gain first": (a, b) => a.gain - b.gain, "largest gain first": (a, b) => b.gain - a.gain,
   "lowest PSNR first": (a, b) => a.psnr - b.psnr, "highest PSNR first": (a, b) => b.psnr - a.psnr });
+order.parentElement.hidden = !measured;
 for (const name of Object.keys(orders)) order.append(element("option", { textContent: name }));
 const kinds = ["rainy", "derained", "clean", "rain"].filter(kind => data.some(item => item[kind]));
 sides.forEach((side, i) => {
@@ -168,7 +173,7 @@ sides.forEach((side, i) => {
 });
 function card(item) {
   const images = sides.map((side, i) => element("img", {
-    loading: "lazy", decoding: "async", src: item[side.value], alt: item.name + ", " + side.value,
+    loading: "lazy", decoding: "async", draggable: false, src: item[side.value], alt: item.name + ", " + side.value,
     className: i ? "over" : "" }));
   const pair = element("div", { className: "pair" }, ...images, element("div", { className: "edge" }),
     element("span", { className: "l", textContent: sides[0].value }),
@@ -176,11 +181,20 @@ function card(item) {
   const slider = element("input", { type: "range", min: 0, max: 100, value: 50, ariaLabel:
     "how much of " + item.name + " is " + sides[0].value });
   slider.addEventListener("input", () => pair.style.setProperty("--at", slider.value + "%"));
-  let text = item.name;
+  const follow = event => {  // the picture itself is a slider, too
+    if (!event.buttons) return;
+    const box = pair.getBoundingClientRect();
+    slider.value = 100 * (event.clientX - box.left) / box.width;
+    slider.dispatchEvent(new Event("input"));
+  };
+  for (const kind of ["pointerdown", "pointermove"]) pair.addEventListener(kind, follow);
+  let text = "";
   if (item.psnr !== null) text += ": " + item.psnr.toFixed(2) + " dB";
   if (item.gain !== null) text += " (" + (item.gain < 0 ? "" : "+") + item.gain.toFixed(2) + " dB)";
   if (item.ssim !== null) text += ", SSIM " + item.ssim.toFixed(4);
-  return element("figure", {}, pair, slider, element("figcaption", { textContent: text }));
+  const link = element("a", { textContent: item.name, title: "the whole derained image",
+    href: item.name.split("/").map(encodeURIComponent).join("/") });
+  return element("figure", {}, pair, slider, element("figcaption", {}, link, text));
 }
 function draw() {
   const items = orders[order.value] ? [...data].sort(orders[order.value]) : data;

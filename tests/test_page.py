@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -116,6 +117,15 @@ addEventListener("load", () => setTimeout(() => {
   slider.value = 80;
   slider.dispatchEvent(new Event("input"));
   result.at = slider.previousSibling.style.getPropertyValue("--at");
+  const picture = slider.previousSibling, box = picture.getBoundingClientRect();
+  picture.scrollIntoView();
+  const drag = buttons => picture.dispatchEvent(new PointerEvent("pointermove", {
+    buttons, clientX: picture.getBoundingClientRect().left + 0.25 * box.width }));
+  drag(0);
+  result.passed_over = picture.style.getPropertyValue("--at");
+  drag(1);
+  result.dragged = picture.style.getPropertyValue("--at");
+  result.links = [...document.querySelectorAll("figcaption a")].map(a => a.getAttribute("href"));
   result.clip = getComputedStyle(document.querySelector("img.over")).clipPath;
   result.loaded = [...document.images].every(i => !i.complete || i.naturalWidth === 60);
   result.narrow = document.documentElement.scrollWidth <= innerWidth;
@@ -143,6 +153,9 @@ def test_in_a_browser_it_sorts_and_slides(written: Path, tmp_path: Path) -> None
     assert result["sorted"] == [NASTY, "雨.png", "rain-001.png", "rain-002.png"]
     assert result["right"].endswith(", clean")
     assert result["at"] == "80%"
-    assert "80%" in result["clip"]
+    assert result["passed_over"] == "80%"  # only with a button down, or a finger
+    assert result["dragged"] == "25%"
+    assert "25%" in result["clip"]
+    assert result["links"] == [quote(name, safe="/!'()*~") for name in result["sorted"]]
     assert result["loaded"]
     assert result["narrow"]
