@@ -159,9 +159,11 @@ def _figures(image: np.ndarray, clean: np.ndarray) -> str:
 
 def _write(strip: np.ndarray, text: str, left: int, width: int, height: int, colour: Colour, centred: bool) -> None:
     """Write into the middle of a strip's rows, smaller if the width asks for it. height: of capitals, in pixels."""
-    text = text.encode("ascii", "backslashreplace").decode()  # OpenCV 4 knows no other letters
+    real_font = cv2.__version__ >= "5"  # OpenCV 4 draws lines, and knows no letters beyond ASCII
+    letters = "utf-8" if real_font else "ascii"
+    text = text.encode(letters, "backslashreplace").decode(letters)
     text = text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 3] + "..."
-    strokes = 1 if cv2.__version__ >= "5" else max(1, round(height / 12))  # OpenCV 4 draws lines, not a font
+    strokes = 1 if real_font else max(1, round(height / 12))
     scale = height / 21  # the font's own capitals are 21 pixels high
     scale *= min(1, width / cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, strokes)[0][0])
     wide = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, strokes)[0][0]  # not quite in proportion

@@ -73,6 +73,11 @@ def explained(error: OSError) -> str:
     return f"{place}{error.strerror or error}{remedy}"
 
 
+def counted(count: int, noun: str) -> str:
+    """1 image, 2 images."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def check_folder(path: Path) -> None:
     """Raise InputError, before anything long begins, if `path` can't become a folder that may be written."""
     there = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))

@@ -212,7 +212,7 @@ def test_without_the_flag_there_is_none(inline: Command, tmp_path: Path, weights
     ("flags", "text"),
     [
         (("--figure", "rain-7"), "--figure rain-7: no such picture among the 2, such as rain-001"),
-        (("--crop", "0", "0", "8"), "--crop: says what --figure enlarges; add --figure"),
+        (("--crop", "0", "0", "8"), "--crop: chooses the part of a figure that is enlarged; add --figure"),
         (("--figure", "--crop", "0", "8"), "--crop 0 8: takes X Y SIZE"),
         (("--figure", "--crop", "0", "-1", "8"), "--crop 0 -1 8: takes X Y SIZE"),
         (("--figure", "--crop", "0", "1", "0"), "--crop 0 1 0: takes X Y SIZE"),
