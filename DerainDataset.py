@@ -385,12 +385,11 @@ class DerainDataset(Dataset):
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
         pair, top, left, mirrored = self._corners[i]
         rows, columns = slice(top, top + self.patch_size), slice(left, left + self.patch_size)
-        patches = []
-        for image in self._images(pair):
+        both = np.empty((2, self.patch_size, self.patch_size, 3), np.uint8)  # copied first, to be divided in one go
+        for side, image in enumerate(self._images(pair)):
             patch = image[rows, columns]  # HWC RGB uint8
-            patch = np.ascontiguousarray(patch[:, ::-1] if mirrored else patch)  # divided in one go, not row by row
-            patches.append(torch.from_numpy(patch / np.float32(255)).permute(2, 0, 1))  # HWC -> CHW
-        return patches[0], patches[1]
+            both[side] = patch[:, ::-1] if mirrored else patch
+        return torch.from_numpy(both / np.float32(255)).permute(0, 3, 1, 2).unbind()  # HWC -> CHW
 
     def names(self, patches: Sequence[int]) -> str:
         """The rainy images that patches come from, for messages."""
