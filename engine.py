@@ -66,8 +66,8 @@ from utils import (
     InputError,
     check_folder,
     choose_device,
-    counted,
     environment,
+    number_of,
     processors,
     set_seed,
     sha256_of,
@@ -265,7 +265,7 @@ def evaluate(settings: EvalSettings) -> None:
     check_folder(save_path)
     provenance = Provenance(save_path, checksum, settings)
     how = f"{device} {settings.precision}, {settings.backend}"
-    print(f"{label}: {counted(len(pairs), 'image')} of {data_path}, weights {weights}, {how}", flush=True)
+    print(f"{label}: {number_of(len(pairs), 'image')} of {data_path}, weights {weights}, {how}", flush=True)
 
     rows: list[dict[str, Any]] = []
     refused: list[str] = []
@@ -334,14 +334,14 @@ def evaluate(settings: EvalSettings) -> None:
         report.write_results(save_path, rows, summary)
         if settings.page:
             protocol = f"Figures: {PROTOCOL}. " if lines else ""
-            note = f"{counted(len(rows), 'image')} of {data_path}, weights {weights}, {how}. {protocol}"
+            note = f"{number_of(len(rows), 'image')} of {data_path}, weights {weights}, {how}. {protocol}"
             page.write_page(save_path, label if lines else f"Derained: {data_path.name}", note, lines, rows, pictures)
         if lines:
             protocol = "PReNet protocol: Y channel, mean of per-image figures; RGB beside it"
-            print("\n" + report.table(f"{label}, {counted(len(pairs), 'pair')} ({protocol})", lines))
+            print("\n" + report.table(f"{label}, {number_of(len(pairs), 'pair')} ({protocol})", lines))
         files = ["results.csv", "results.json", *(["index.html"] if settings.page else [])]
         if settings.figure is not None and report.write_figure(settings, save_path, rows, pairs, places):
             files.append(report.FIGURE)
-        print(f"\n{counted(len(rows), 'image')}, {', '.join(files)} in {save_path}")
+        print(f"\n{number_of(len(rows), 'image')}, {', '.join(files)} in {save_path}")
     if refused:
         raise InputError(f"{len(refused)} of {len(pairs)} images were refused: see the lines that begin with 'refused'")

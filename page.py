@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from report import METRICS, cells
-from utils import counted, write_atomically
+from utils import number_of, write_atomically
 
 LONGEST_SIDE = 480  # pixels of the page's pictures
 MOST_PICTURES = 200  # on one page, about 20 MB; of larger sets every n-th image is shown
@@ -89,7 +89,7 @@ def write_page(
             body += f"<tr><th>{html.escape(name)}</th>" + "".join(f"<td>{c}</td>" for c in cells(values)) + "</tr>"
         table = f'<div class="wide"><table><tr><th></th>{head}</tr>{body}</table></div>'
     if finite:
-        table += f"<h2>PSNR gained (Y), {counted(len(finite), 'image')}</h2>{histogram(finite)}"
+        table += f"<h2>PSNR gained (Y), {number_of(len(finite), 'image')}</h2>{histogram(finite)}"
     items = []
     for row in rows:
         if row["image"] in pictures:

@@ -73,7 +73,7 @@ def explained(error: OSError) -> str:
     return f"{place}{error.strerror or error}{remedy}"
 
 
-def counted(count: int, noun: str) -> str:
+def number_of(count: int, noun: str) -> str:
     """1 image, 2 images."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
