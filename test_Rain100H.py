@@ -1,6 +1,6 @@
 """Derain Rain100H and measure it: 100 pairs of heavy rain.
 
-    python test_Rain100H.py                            # about 2 minutes on two CPU cores
+    python test_Rain100H.py                            # about a minute on two CPU cores
     python test_Rain100H.py --data_path my/Rain100H --logdir my_weights.pth
 
 The figures follow the PReNet protocol (Y channel). The authors' released

@@ -1,6 +1,6 @@
 """Derain Rain100L and measure it: 100 pairs of light rain.
 
-    python test_Rain100L.py                            # about 2 minutes on two CPU cores
+    python test_Rain100L.py                            # about a minute on two CPU cores
     python test_Rain100L.py --data_path my/Rain100L --logdir my_weights.pth
 
 The figures follow the PReNet protocol (Y channel). The authors' released

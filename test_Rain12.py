@@ -1,6 +1,6 @@
 """Derain Rain12 and measure it: 12 pairs of light rain, with the light weights.
 
-    python test_Rain12.py                            # about 20 seconds on two CPU cores
+    python test_Rain12.py                            # about 10 seconds on two CPU cores
     python test_Rain12.py --data_path my/Rain12 --logdir my_weights.pth
 
 The figures follow the PReNet protocol (Y channel). The authors' released

@@ -1,7 +1,7 @@
 """Train DARGNet for heavy rain on RainTrainH, as published: 100 epochs of 2,352 steps of 8 patches.
 
     python train_rain100H.py                        # the whole recipe: a GPU's work
-    python train_rain100H.py --max_steps 50         # a first look: about two minutes on two CPU cores
+    python train_rain100H.py --max_steps 50         # a first look: about a minute on two CPU cores
 
 Stop it whenever you like; the same command goes on where it was. Then test the result:
 
