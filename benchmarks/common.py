@@ -76,5 +76,11 @@ def report(title: str, rows: list[dict[str, Any]], device: torch.device, json_pa
         write_json(json_path, {"title": title, "rows": rows, "environment": surroundings})
 
 
+def tell_if_without_gpu() -> None:
+    """Say that there is no GPU to measure, lest the table pass for all there is."""
+    if not torch.cuda.is_available():
+        print("CUDA: skipped, this machine has no GPU that torch can use")
+
+
 def _time(seconds: float) -> str:
     return f"{seconds:.3f} s" if seconds >= 0.1 else f"{1000 * seconds:.3f} ms"

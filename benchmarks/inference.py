@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks import plain_dargnet
-from benchmarks.common import measure, report, summarise
+from benchmarks.common import measure, report, summarise, tell_if_without_gpu
 from datasets.synthesize import add_rain, free_photographs, rain_layer
 from evaluation import load_weights, weights_file
 from inference import OpenVINONetwork, derain, fold
@@ -113,6 +113,7 @@ def main(settings: Settings) -> None:
         notes.setdefault(name, f"{100 * equal:.3f} % equal pixels, {distance:.1f} dB from plain")
     rows = summarise(measure(candidates, device, settings.rounds), notes)
     report(f"One {settings.width}x{settings.height} image", rows, device, settings.json_path)
+    tell_if_without_gpu()
 
 
 if __name__ == "__main__":

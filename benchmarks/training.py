@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import plain_dargnet
-from benchmarks.common import measure, report, summarise
+from benchmarks.common import measure, report, summarise, tell_if_without_gpu
 from datasets.synthesize import add_rain, free_photographs, rain_layer
 from networks import DARGNet, convert_state_dict
 from SSIM import SSIM
@@ -216,6 +216,7 @@ def main(settings: Settings) -> None:
     )
     size = f"{settings.batch_size} patches of {settings.patch_size}x{settings.patch_size}"
     report(f"One training step, {size}", rows, device, settings.json_path)
+    tell_if_without_gpu()
 
 
 if __name__ == "__main__":
