@@ -84,7 +84,7 @@ def montage(rows: Sequence[Row], crop: tuple[int, ...] | None = None) -> np.ndar
     for row, scale in zip(rows, scales, strict=True):
         rain = cv2.convertScaleAbs(cv2.absdiff(row.rainy, row.derained), alpha=RAIN_GAIN)  # cut off at 255
         pictures = [row.rainy, row.derained, *([row.clean] if measured else []), rain]
-        x, y, w, h = crop_place(row) if crop is None else _within(row.rainy, *crop)
+        x, y, w, h = crop_place(row) if crop is None else within(row.rainy, *crop)
         up, down = scale
         marked = (x * up // down, y * up // down, max(1, w * up // down), max(1, h * up // down))
         closer = _scale(w, column, column)
@@ -128,7 +128,8 @@ def save(path: Path, image: np.ndarray) -> None:
     write_atomically(path, data.tobytes())
 
 
-def _within(image: np.ndarray, x: int, y: int, w: int) -> Place:
+def within(image: np.ndarray, x: int, y: int, w: int) -> Place:
+    """The place of a crop of width w at x, y, half as high. Raises ValueError if it is not all within the image."""
     height, width = image.shape[:2]
     h = max(1, w // 2)
     if x + w > width or y + h > height:

@@ -151,9 +151,27 @@ def check_figure(
             )
     drawn = _same_on_any_system(save_path / FIGURE)
     for pair, place in zip(pairs, places, strict=True):
+        if settings.crop is not None and _names(pair, place) & set(settings.figure):
+            _check_crop(settings.crop, pair if isinstance(pair, Path) else pair.rainy)
         for path in (place.output, pair) if isinstance(pair, Path) else (place.output, pair.rainy, pair.clean):
             if _same_on_any_system(path) == drawn:
                 raise InputError(f"{path}: has the name of --figure's own file; rename the picture")
+
+
+def _check_crop(crop: tuple[int, ...], path: Path) -> None:
+    """Raise InputError if a picture does not have these pixels; one that can't be read is refused in its turn."""
+    try:
+        image = read_rgb(path)
+    except InputError:
+        return
+    try:
+        figure.within(image, *crop)
+    except ValueError as error:
+        raise _outside(crop, error) from error
+
+
+def _outside(crop: tuple[int, ...], error: ValueError) -> InputError:
+    return InputError(f"--crop {' '.join(map(str, crop))}: {error}; choose a place within it")
 
 
 def write_figure(
@@ -197,7 +215,7 @@ def write_figure(
     try:
         drawn = figure.montage(shown, settings.crop)
     except ValueError as error:
-        raise InputError(f"--crop {' '.join(map(str, settings.crop))}: {error}; choose a place within it") from error
+        raise _outside(settings.crop, error) from error
     figure.save(save_path / FIGURE, drawn)
     return True
 

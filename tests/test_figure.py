@@ -242,6 +242,11 @@ def test_a_crop_outside_of_a_picture_costs_nothing_but_the_figure(
     )
     assert len(list((tmp_path / "out").glob("rain-*.png"))) == 2
     assert (tmp_path / "out/results.csv").exists()
+    arguments = [*common, "rain-002", "--crop", "60", "0", "20"]
+    arguments[arguments.index("out")] = "named"  # where the picture is named, it is known before
+    again = inline("test_Rain12.py", *arguments)
+    assert (again.returncode, again.stderr) == (2, result.stderr)
+    assert not (tmp_path / "named").exists()
 
 
 @pytest.mark.parametrize("name", ["figure.png", "Figure.jpg"])
