@@ -69,6 +69,11 @@ class Pair:
         return int(self.key) if self.key.isdigit() and self.key.isascii() else None
 
 
+def rainy_file(picture: Pair | Path) -> Path:
+    """The rainy image's file, of a pair or of a picture that has no clean one."""
+    return picture if isinstance(picture, Path) else picture.rainy
+
+
 def natural_order(path: Path) -> list[tuple[int, int, str]]:
     """Sort key under which rain-2.png comes before rain-10.png, on every file system."""
     parts = re.split(r"([0-9]+)", path.name)

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 import page
 import report
 from containers import video_source
-from DerainDataset import DerainDataset, Pair, find_pairs, prepare, split_by_background
+from DerainDataset import DerainDataset, Pair, find_pairs, prepare, rainy_file, split_by_background
 from distributed import Processes
 from evaluation import (
     Provenance,
@@ -300,7 +300,7 @@ def evaluate(settings: EvalSettings) -> None:
                 continue
             began = time.perf_counter()
             derained, milliseconds = None, None
-            if settings.skip_existing and provenance.made(place.output, pair if real else pair.rainy):
+            if settings.skip_existing and provenance.made(place.output, rainy_file(pair)):
                 derained = existing(place.output, picture)
             if derained is None:
                 derained = derain_image(network, picture.rgb, tile, settings.quantize)

@@ -24,7 +24,7 @@ from torch import nn
 
 from containers import VIDEO_SUFFIXES
 from datasets.synthesize import stand_in, synthetic_label
-from DerainDataset import DerainDataset, Pair, find_rainy, folders_below, list_images, read_pair
+from DerainDataset import DerainDataset, Pair, find_rainy, folders_below, list_images, rainy_file, read_pair
 from inference import OpenVINONetwork, derain, fold, in_blocks
 from networks import DARGNet, load_network
 from page import Thumbnails, thumbnails
@@ -159,7 +159,7 @@ def finish(
     try:
         if milliseconds is not None:
             write_picture(place.output, dataclasses.replace(picture, rgb=derained))
-            provenance.add(place.output, pair if isinstance(pair, Path) else pair.rainy)
+            provenance.add(place.output, rainy_file(pair))
         if place.rain is not None:
             rain = rain_layer(picture.rgb, grey_mean(derained) if picture.grey else derained)
             write_picture(place.rain, Picture(rain, grey=picture.grey))
@@ -208,8 +208,7 @@ def validate(
 
 def data_set_label(settings: EvalSettings, data_path: Path, pairs: Sequence[Pair | Path]) -> str:
     """What every row, CSV and JSON calls the pictures: the data set's name only if they can be that set."""
-    first = pairs[0].rainy if isinstance(pairs[0], Pair) else pairs[0]
-    synthetic = synthetic_label(first.parent)
+    synthetic = synthetic_label(rainy_file(pairs[0]).parent)
     if synthetic:
         return f"{synthetic}, not {settings.name}" if settings.pairs else synthetic
     if settings.pairs in (None, len(pairs)):

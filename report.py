@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import figure
-from DerainDataset import Pair
+from DerainDataset import Pair, rainy_file
 from settings import EvalSettings
 from utils import InputError, read_rgb, write_atomically, write_json
 
@@ -97,7 +97,7 @@ def places(
 
     Raises InputError if an output would replace an input.
     """
-    inputs = [pair.rainy if isinstance(pair, Pair) else pair for pair in pairs]
+    inputs = [rainy_file(pair) for pair in pairs]
     folders = [path.parent.relative_to(root) if root else Path() for path in inputs]
     stems = Counter((folder, path.stem.casefold()) for folder, path in zip(folders, inputs, strict=True))
     names = [
@@ -152,7 +152,7 @@ def check_figure(
     drawn = _same_on_any_system(save_path / FIGURE)
     for pair, place in zip(pairs, places, strict=True):
         if settings.crop is not None and _names(pair, place) & set(settings.figure):
-            _check_crop(settings.crop, pair if isinstance(pair, Path) else pair.rainy)
+            _check_crop(settings.crop, rainy_file(pair))
         for path in (place.output, pair) if isinstance(pair, Path) else (place.output, pair.rainy, pair.clean):
             if _same_on_any_system(path) == drawn:
                 raise InputError(f"{path}: has the name of --figure's own file; rename the picture")
@@ -225,5 +225,5 @@ def _names(pair: Pair | Path, place: Place) -> set[str]:
 
     Those in subfolders also have the name that the table has.
     """
-    rainy = pair if isinstance(pair, Path) else pair.rainy
+    rainy = rainy_file(pair)
     return {rainy.name, rainy.stem, place.output.name, place.output.stem, place.name}
