@@ -36,7 +36,7 @@ LAYOUTS = (
     "input/ + target/; or rain-1.png + norain-1.png in one folder"
 )
 _PREFIX = re.compile(r"^(no-?)?rainy?([-_ ]|(?=[0-9])|$)", re.I)  # rain-1, norain-1, rain1, but not rainbow
-SYNTHETIC_MARKER = "synthetic.json"  # in every folder that datasets/synthesize.py made
+SYNTHETIC_MARKER = "synthetic.json"  # in every folder that derain.data.synthesize made
 FORMAT, VERSION = "DARGNet training pairs", 1
 
 # RainTrainH's image n shows BSD300 photograph (n - 1) mod 300, in string order. These 91 are

@@ -10,8 +10,8 @@ outputs have 29.8105 dB / 0.90521. Where the set is missing, a labelled syntheti
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine import evaluate
-from settings import EvalSettings
+from derain.engine import evaluate
+from derain.settings import EvalSettings
 from utils import run_script, setting
 
 

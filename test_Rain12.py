@@ -11,8 +11,8 @@ is printed too. Where the set is missing, a labelled synthetic stand-in is made 
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine import evaluate
-from settings import EvalSettings
+from derain.engine import evaluate
+from derain.settings import EvalSettings
 from utils import run_script, setting
 
 

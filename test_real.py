@@ -16,8 +16,8 @@ it shows itself on synthetic rain.
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine import evaluate
-from settings import EvalSettings
+from derain.engine import evaluate
+from derain.settings import EvalSettings
 from utils import run_script, setting
 
 

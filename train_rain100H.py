@@ -11,8 +11,8 @@ Stop it whenever you like; the same command goes on where it was. Then test the 
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine import train
-from settings import TrainSettings
+from derain.engine import train
+from derain.settings import TrainSettings
 from utils import run_script, setting
 
 

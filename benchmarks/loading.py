@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import measure, report, summarise
-from datasets.synthesize import free_photographs, write_set
+from derain.data.synthesize import free_photographs, write_set
 from DerainDataset import DerainDataset, prepare
 from utils import run_script, setting
 

@@ -15,10 +15,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from datasets.synthesize import KINDS, add_rain, free_photographs, rain_layer
-from evaluation import load_weights
-from figure import Row, crop_place, montage, save
-from inference import derain, fold
+from derain.data.synthesize import KINDS, add_rain, free_photographs, rain_layer
+from derain.evaluation import load_weights
+from derain.figure import Row, crop_place, montage, save
+from derain.inference import derain, fold
 from SSIM import image_metrics, psnr_y
 from utils import InputError, quantize, run_script, setting, to_image, to_tensor
 

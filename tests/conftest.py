@@ -83,12 +83,13 @@ def write_pairs(folder: Path, count: int = 3, layout: str = "PReNet test", first
 
 @pytest.fixture
 def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a script of the repository as a user would, from an empty folder; gives its output and exit status."""
+    """Run a script or module of the repository as a user would, in an empty folder; gives its output and status."""
 
     def run(script: str, *arguments: str | Path, timeout: float = 200) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error,ignore::DeprecationWarning"}
+        environment["PYTHONPATH"] = str(ROOT)
         return subprocess.run(
-            [sys.executable, ROOT / script, *map(str, arguments)],
+            [sys.executable, *([ROOT / script] if script.endswith(".py") else ["-m", script]), *map(str, arguments)],
             cwd=tmp_path,
             env=environment,
             capture_output=True,
@@ -111,7 +112,10 @@ def inline(
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         capsys.readouterr()
         try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
+            if script.endswith(".py"):
+                runpy.run_path(str(ROOT / script), run_name="__main__")
+            else:
+                runpy.run_module(script, run_name="__main__", alter_sys=True)
             status = 0
         except SystemExit as stop:
             status = int(stop.code or 0)

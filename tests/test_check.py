@@ -1,4 +1,4 @@
-"""datasets.check and datasets.rebuild: sets told by fingerprints, pairs that don't fit, leaks, clean sides restored.
+"""derain.data.check and .rebuild: sets identified by fingerprints, pairs that don't fit, leaks, restored clean sides.
 
 The real sets are not needed: fingerprints of small pictures stand in for those of the photographs.
 """
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import LAYOUT_PATTERNS, scene, write, write_pairs
 
-from datasets import check, fingerprints, identify, rebuild
+from derain.data import check, fingerprints, identify, rebuild
 from DerainDataset import BSD300_PHOTOGRAPHS, RAIN100_BACKGROUNDS, RAINTRAINH_PAIRS, is_strict
 from utils import InputError, read_rgb
 
@@ -364,13 +364,13 @@ def test_photographs_are_checked(
 def test_the_real_commands(inline: Callable, tmp_path: Path) -> None:
     """Exit statuses as a shell sees them; --help says what they mean."""
     folder = write_pairs(tmp_path / "set", 2, height=16, width=16)
-    assert inline("datasets/check.py", "set").returncode == 0
+    assert inline("derain.data.check", "set").returncode == 0
     write(folder / "norain-001.png", np.full((16, 16, 3), 255, np.uint8))
-    ended = inline("datasets/check.py", "set")
+    ended = inline("derain.data.check", "set")
     assert (ended.returncode, ended.stderr) == (1, "")
     assert "WRONG in 1 of 2 pairs" in ended.stdout
-    ended = inline("datasets/rebuild.py", "--bsds500", "nowhere")
+    ended = inline("derain.data.rebuild", "--bsds500", "nowhere")
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
     assert ended.stderr.startswith("error: nowhere: no such folder")
-    ended = inline("datasets/check.py", "--help")
+    ended = inline("derain.data.check", "--help")
     assert "exit status: 0 all is well; 1 something is wrong with the data" in ended.stdout

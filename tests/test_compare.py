@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import compare
-from report import METRICS, write_results
+from derain import compare
+from derain.results import METRICS, write_results
 from SSIM import PROTOCOL
 from utils import InputError
 

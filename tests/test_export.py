@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-import export
+from derain import export
 from networks import DARGNet, load_network
 from utils import InputError
 

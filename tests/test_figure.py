@@ -13,8 +13,8 @@ import pytest
 import torch
 from conftest import ROOT, scene, write, write_pairs
 
-import figure
-from figure import Row, crop_place, montage
+from derain import figure
+from derain.figure import Row, crop_place, montage
 from networks import DARGNet
 from utils import read_rgb
 

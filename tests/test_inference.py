@@ -11,12 +11,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-import evaluation
-import inference
-from evaluation import fast_network
-from inference import derain, fold, in_blocks
+from derain import evaluation, inference
+from derain.evaluation import fast_network
+from derain.inference import derain, fold, in_blocks
+from derain.settings import EvalSettings
 from networks import DARGNet
-from settings import EvalSettings
 from utils import InputError
 
 

@@ -25,12 +25,12 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import engine
+from derain import engine
+from derain.evaluation import derain_image
+from derain.inference import fold
+from derain.settings import EvalSettings
 from DerainDataset import DerainDataset, prepare
-from evaluation import derain_image
-from inference import fold
 from networks import DARGNet, load_network
-from settings import EvalSettings
 from utils import InputError, read_picture
 
 # Runs of the same examples everywhere, and no judgement of how long they take. FUZZ=20 in the environment makes

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from conftest import scene
 
-import page
-from report import METRICS
+from derain import page
+from derain.results import METRICS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NASTY = "</script><script>document.title='broken'</script>'\"&.png"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from logs.plot import Settings, draw, validation_curve
+from benchmarks.plot import Settings, draw, validation_curve
 from utils import InputError
 
 

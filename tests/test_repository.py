@@ -18,7 +18,7 @@ DOCUMENTS = sorted(
     p for p in ROOT.rglob("*.md") if not any(part[0] == "." or part == "results" for part in p.relative_to(ROOT).parts)
 )
 LAYOUT = (
-    *("README.md", "requirements.txt", "networks.py", "DerainDataset.py", "utils.py", "SSIM.py", "engine.py"),
+    *("README.md", "requirements.txt", "networks.py", "DerainDataset.py", "utils.py", "SSIM.py", "train_rain100L.py"),
     *("logs", "datasets", "tests", "LICENSE", "CITATION.cff", "pyproject.toml", ".ci/run"),
     *SCRIPTS,
 )

@@ -15,11 +15,11 @@ import pytest
 import torch
 from conftest import ROOT, SCRIPTS, scene, write, write_pairs
 
-from datasets.synthesize import stand_in
+from derain.data.synthesize import stand_in
+from derain.results import METRICS, summary_lines, table
+from derain.settings import EvalSettings
 from DerainDataset import Pair, find_pairs
 from networks import DARGNet, load_network
-from report import METRICS, summary_lines, table
-from settings import EvalSettings
 from SSIM import image_metrics
 from utils import Picture, read_picture, read_rgb, sha256_of, write_picture
 
@@ -110,7 +110,7 @@ def test_the_command_for_synthetic_training_works(inline: Command, tmp_path: Pat
     write(tmp_path / "photos/a.png", scene(1)[1])
     out = "datasets/train/synthetic_light"
     arguments = ("--rain", "light", "--photos", "photos", "--layers", "2", "--out", out)
-    result = inline("datasets/synthesize.py", *arguments)
+    result = inline("derain.data.synthesize", *arguments)
     assert result.returncode == 0, result.stderr
     result = inline("train_rain100L.py", "--data_path", out, "--save_path", "run", *TINY_TRAINING)
     assert result.returncode == 0, result.stderr

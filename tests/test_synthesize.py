@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import scene, write
 
-from datasets import synthesize
+from derain.data import synthesize
 from DerainDataset import find_pairs, read_pair
 from utils import InputError
 

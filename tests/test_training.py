@@ -21,16 +21,13 @@ import pytest
 import torch
 from conftest import ROOT, start, write_pairs
 
-import engine
 import train_rain100H
 import train_rain100L
-from DerainDataset import DerainDataset, find_pairs, prepare, read_pair, split_by_background
-from evaluation import validate
-from inference import fold
-from networks import DARGNet, load_network
-from settings import RECIPES, TrainSettings
-from SSIM import SSIM, psnr_y
-from training import (
+from derain import engine
+from derain.evaluation import validate
+from derain.inference import fold
+from derain.settings import RECIPES, TrainSettings
+from derain.training import (
     EpochBatches,
     LeanDualAttention,
     SingleSlopePReLU,
@@ -41,6 +38,9 @@ from training import (
     speed_up,
     workers_watched,
 )
+from DerainDataset import DerainDataset, find_pairs, prepare, read_pair, split_by_background
+from networks import DARGNet, load_network
+from SSIM import SSIM, psnr_y
 from utils import InputError, parse_settings, to_tensor
 
 State = dict[str, torch.Tensor]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import scene, write
 
-from settings import EvalSettings
+from derain.settings import EvalSettings
 from utils import (
     InputError,
     Picture,

@@ -17,11 +17,10 @@ import pytest
 from conftest import ROOT, scene, write, write_pairs
 from torch import nn
 
-import containers
-import video
-from containers import CODECS, frames_and_size, open_video, rate_of, read_frame, video_writer
-from evaluation import derain_image
-from inference import fold
+from derain import containers, video
+from derain.containers import CODECS, frames_and_size, open_video, rate_of, read_frame, video_writer
+from derain.evaluation import derain_image
+from derain.inference import fold
 from networks import load_network
 from utils import InputError, Picture, read_picture, read_rgb, write_picture
 

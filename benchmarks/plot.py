@@ -1,8 +1,8 @@
 """Draw validation PSNR against training steps, from the log.jsonl files of training runs.
 
 pip install -r requirements-extra.txt
-python logs/plot.py                                        # of our weights: logs/validation.png
-python logs/plot.py --runs logs/train_Rain100L logs/mine --out mine.png
+python benchmarks/plot.py                                        # of our weights: logs/validation.png
+python benchmarks/plot.py --runs logs/train_Rain100L logs/mine --out mine.png
 """
 
 import json

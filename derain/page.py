@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from report import METRICS, cells
+from derain.results import METRICS, cells
 from utils import number_of, write_atomically
 
 LONGEST_SIDE = 480  # pixels of the page's pictures

@@ -26,12 +26,11 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-import page
-import report
-from containers import video_source
-from DerainDataset import DerainDataset, Pair, find_pairs, prepare, rainy_file, split_by_background
-from distributed import Processes
-from evaluation import (
+from derain import page
+from derain import results as report
+from derain.containers import video_source
+from derain.distributed import Processes
+from derain.evaluation import (
     Provenance,
     ahead,
     data_set_label,
@@ -46,10 +45,8 @@ from evaluation import (
     validate,
     weights_file,
 )
-from networks import DARGNet
-from settings import EvalSettings, TrainSettings, check_settings, parse_tile
-from SSIM import PROTOCOL, SSIM
-from training import (
+from derain.settings import EvalSettings, TrainSettings, check_settings, parse_tile
+from derain.training import (
     EpochBatches,
     Run,
     augmented,
@@ -62,6 +59,10 @@ from training import (
     speed_up,
     workers_watched,
 )
+from derain.video import derain_video
+from DerainDataset import DerainDataset, Pair, find_pairs, prepare, rainy_file, split_by_background
+from networks import DARGNet
+from SSIM import PROTOCOL, SSIM
 from utils import (
     InputError,
     check_folder,
@@ -72,7 +73,6 @@ from utils import (
     set_seed,
     sha256_of,
 )
-from video import derain_video
 
 # ---------------------------------------------------------------- training
 
@@ -92,7 +92,7 @@ def train(settings: TrainSettings) -> None:
         synthetic = f"datasets/train/synthetic_{settings.rain}"
         raise InputError(
             f"{settings.data_path}: no such folder; datasets/README.md says how to get the data sets. To train on "
-            f"synthetic rain: python datasets/synthesize.py --rain {settings.rain} --out {synthetic} "
+            f"synthetic rain: python -m derain.data.synthesize --rain {settings.rain} --out {synthetic} "
             f"&& python {settings.script} --data_path {synthetic}"
         )
     check_folder(settings.save_path)

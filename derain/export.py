@@ -1,9 +1,9 @@
 """Write a trained network for use elsewhere: as ONNX, as a torch.export program, or its weights as safetensors.
 
     pip install -r requirements-extra.txt
-    python export.py --logdir logs/Rain100H --out dargnet.onnx            # about a minute on two CPU cores
-    python export.py --logdir logs/Rain100H --out dargnet.pt2             # needs no extra package
-    python export.py --logdir logs/Rain100H --out dargnet.safetensors
+    python -m derain.export --logdir logs/Rain100H --out dargnet.onnx            # about a minute on two CPU cores
+    python -m derain.export --logdir logs/Rain100H --out dargnet.pt2             # needs no extra package
+    python -m derain.export --logdir logs/Rain100H --out dargnet.safetensors
 
 The suffix decides. ONNX and torch.export take rainy images (N, 3, H, W), float32 RGB in [0, 1], of any
 number and size, and give derained ones; each file is read back and checked on three sizes before it is kept.
@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from evaluation import load_weights, weights_file
-from inference import fold
+from derain.evaluation import load_weights, weights_file
+from derain.inference import fold
 from networks import DARGNet
 from utils import InputError, atomic_path, run_script, setting
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from datasets.fingerprints import KnownSet, first_match, known_sets, photographs
+from derain.data.fingerprints import KnownSet, first_match, known_sets, photographs
 from DerainDataset import is_strict
 
 LISTED = 12  # numbers, or ranges of numbers, in one line

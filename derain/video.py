@@ -20,11 +20,11 @@ import cv2
 import numpy as np
 from torch import nn
 
-import report
-from containers import frames_and_size, open_video, output_name, rate_of, read_frame, video_writer
-from evaluation import Provenance, ahead, automatic_tile, derain_image, fast_network, rain_layer, weights_file
-from settings import EvalSettings, parse_tile
-from training import interrupts_noted
+from derain import results as report
+from derain.containers import frames_and_size, open_video, output_name, rate_of, read_frame, video_writer
+from derain.evaluation import Provenance, ahead, automatic_tile, derain_image, fast_network, rain_layer, weights_file
+from derain.settings import EvalSettings, parse_tile
+from derain.training import interrupts_noted
 from utils import InputError, check_folder, choose_device, environment, sha256_of
 
 USUAL_RATE = 25.0  # frames per second, for files and cameras that don't tell theirs

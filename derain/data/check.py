@@ -1,7 +1,7 @@
 """Say what folders of images hold: which set, which version of it, whether pairs fit, and what leaks between folders.
 
-    python -m datasets.check datasets/test/Rain100L                              # one set
-    python -m datasets.check datasets/train/RainTrainL datasets/test/Rain12      # and shared backgrounds
+    python -m derain.data.check datasets/test/Rain100L                              # one set
+    python -m derain.data.check datasets/train/RainTrainL datasets/test/Rain12      # and shared backgrounds
 
 Any layout of datasets/README.md is recognised; so is a folder of images without pairs, such as clean sides alone.
 Sets are told by fingerprints of their pixels (datasets/fingerprints.json); backgrounds are matched by what they show,
@@ -23,12 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-if __name__ == "__main__":  # run as a file, Python looks for modules in datasets/ only
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from datasets.fingerprints import content_signs, pixel_hash
-from datasets.identify import Image, count_backgrounds, identify, listed, matching, shared_with_tests
-from datasets.synthesize import synthetic_label
+from derain.data.fingerprints import content_signs, pixel_hash
+from derain.data.identify import Image, count_backgrounds, identify, listed, matching, shared_with_tests
+from derain.data.synthesize import synthetic_label
 from DerainDataset import Pair, UnknownLayout, find_pairs, find_rainy, line_digests, name_key, read_pair
 from SSIM import WINDOW, psnr_y, ssim_y
 from utils import InputError, read_rgb, run_script, setting
@@ -99,7 +96,7 @@ def look_at(path: Path) -> Folder:
     faulty = print_rain(images) if paired else False
     label = synthetic_label(path)
     if label:
-        say("label", f"{label}, made by datasets/synthesize.py")
+        say("label", f"{label}, made by derain.data.synthesize")
     identity = identify(images)
     for line in identity.lines:
         say("set", line)

@@ -1,6 +1,6 @@
 """Fingerprints of the data sets: what tells which images a folder holds, without the images themselves.
 
-    python -m datasets.fingerprints --bsds500 my/BSDS500       # writes datasets/fingerprints.json anew, 1 minute
+    python -m derain.data.fingerprints --bsds500 my/BSDS500       # writes datasets/fingerprints.json anew, 1 minute
 
 Two of each photograph of BSDS500 (P. Arbelaez et al., IEEE TPAMI 33(5), 2011), which all the sets' clean images show:
 `pixel_hash` is of the exact pixels; `content_signs` is of what is seen, and stays nearly the same when an image is
@@ -14,15 +14,11 @@ import dataclasses
 import functools
 import hashlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
-
-if __name__ == "__main__":  # run as a file, Python looks for modules in datasets/ only
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from DerainDataset import BSD300_PHOTOGRAPHS, RAINTRAINH_PAIRS, find_pairs, list_images
 from utils import InputError, read_rgb, run_script, setting, write_json

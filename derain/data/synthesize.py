@@ -1,7 +1,7 @@
 """Put synthetic rain on photographs: a labelled stand-in where a real data set is missing.
 
-    python datasets/synthesize.py --rain heavy --out datasets/test/my_heavy
-    python datasets/synthesize.py --rain light --photos my_photos --layers 6 --out datasets/train/my_light
+    python -m derain.data.synthesize --rain heavy --out datasets/test/my_heavy
+    python -m derain.data.synthesize --rain light --photos my_photos --layers 6 --out datasets/train/my_light
 
 Without --photos it takes colour photographs that scikit-image ships (no download). The rain is
 one grey layer added to the photograph and clipped, as in RainTrainH/L, Rain100H/L and Rain12;
@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,9 +22,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import skimage.data
-
-if __name__ == "__main__":  # run as a file, Python looks for modules in datasets/ only
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from DerainDataset import SYNTHETIC_MARKER, list_images
 from utils import InputError, Picture, read_rgb, run_script, setting, write_json, write_picture

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-import figure
+from derain import figure
+from derain.settings import EvalSettings
 from DerainDataset import Pair, rainy_file
-from settings import EvalSettings
 from utils import InputError, read_rgb, write_atomically, write_json
 
 METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")

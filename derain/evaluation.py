@@ -22,14 +22,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from containers import VIDEO_SUFFIXES
-from datasets.synthesize import stand_in, synthetic_label
+from derain.containers import VIDEO_SUFFIXES
+from derain.data.synthesize import stand_in, synthetic_label
+from derain.inference import OpenVINONetwork, derain, fold, in_blocks
+from derain.page import Thumbnails, thumbnails
+from derain.results import Place
+from derain.settings import EvalSettings
 from DerainDataset import DerainDataset, Pair, find_rainy, folders_below, list_images, rainy_file, read_pair
-from inference import OpenVINONetwork, derain, fold, in_blocks
 from networks import DARGNet, load_network
-from page import Thumbnails, thumbnails
-from report import Place
-from settings import EvalSettings
 from SSIM import image_metrics, psnr_y, ssim_y
 from utils import (
     IMAGE_SUFFIXES,
@@ -277,7 +277,7 @@ def weights_file(path: Path) -> Path:
 
     What is not below the current folder is looked for below this repository's: our weights are found from anywhere.
     """
-    for place in (path, Path(__file__).parent / path):
+    for place in (path, Path(__file__).parent.parent / path):
         file = place / "net_latest.pth" if place.is_dir() else place
         if file.is_file():
             return file

@@ -1,7 +1,7 @@
 """Compare what test scripts left in their results folders, image by image, beside published figures.
 
-    python compare.py results/Rain100L results/authors_Rain100L
-    python compare.py ours=results/Rain100L authors=results/authors_Rain100L --format latex
+    python -m derain.compare results/Rain100L results/authors_Rain100L
+    python -m derain.compare ours=results/Rain100L authors=results/authors_Rain100L --format latex
 
 The first folder is what the others are compared with. A mean difference is worth as much as its
 standard error lets it be: images differ so much that 0.05 dB between two methods over a hundred of
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from report import METRICS, cells, means
+from derain.results import METRICS, cells, means
 from utils import InputError, run_script, setting
 
 # Y channel, PReNet protocol, trained on the strict 1,254 of RainTrainH or the 200 of RainTrainL. Published with PReNet

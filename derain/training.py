@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Sampler
 
-from inference import folded_near
+from derain.inference import folded_near
+from derain.settings import TrainSettings
 from networks import DARGNet, DualAttention
-from settings import TrainSettings
 from utils import InputError, append_line, keep_under, lock, plain, save_torch
 
 

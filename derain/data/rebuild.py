@@ -1,7 +1,7 @@
 """Restore the clean sides of Rain100H, Rain100L, RainTrainH and RainTrainL from the photographs of BSDS500.
 
-    python -m datasets.rebuild --bsds500 my/BSDS500 --out datasets            # 2,200 images
-    python -m datasets.rebuild --bsds500 my/BSDS500 --sets Rain100H           # one set
+    python -m derain.data.rebuild --bsds500 my/BSDS500 --out datasets            # 2,200 images
+    python -m derain.data.rebuild --bsds500 my/BSDS500 --sets Rain100H           # one set
 
 For those who have the rainy images but clean ones that are missing or doubtful. Names and folders are PReNet's:
 test/Rain100H/norain-001.png, train/RainTrainH/norain-1.png. Each image is checked against its known fingerprint.
@@ -22,10 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-if __name__ == "__main__":  # run as a file, Python looks for modules in datasets/ only
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from datasets.fingerprints import (
+from derain.data.fingerprints import (
     ALIKE,
     REMEDY,
     agreement,
@@ -101,7 +98,7 @@ def rebuild(settings: Settings) -> None:
             write_atomically(strict_list, numbers)
         print(f"{strict_list}: the {numbers.count(chr(10))} numbers without a background of Rain100H and Rain100L")
     if "Rain100H" in settings.sets:
-        print("Rain100H: its backgrounds are taken to be in Rain100L's order; datasets.check says if the pairs fit")
+        print("Rain100H: its backgrounds are taken to be in Rain100L's order; derain.data.check says if the pairs fit")
 
 
 def plan(out: Path, sets: tuple[str, ...]) -> dict[str, list[Target]]:

@@ -1,0 +1,132 @@
+"""Muon: an optimizer that makes the updates of matrix-shaped weights orthogonal.
+
+K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024
+(kellerjordan.github.io/posts/muon); weight decay as in J. Liu et al., "Muon is scalable for LLM training",
+arXiv:2502.16982. torch.optim.Muon takes 2-D parameters only and iterates in bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SMALLEST_KERNEL = 32  # rows and columns from which a kernel is updated by Muon
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients: steepest at 0, singular values end in about [0.7, 1.2]
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for the kernels of a network's inner convolutions, Adam for every other parameter.
+
+    A kernel G, reshaped to (out, in * height * width), is updated in four steps:
+
+        M <- momentum * M + (1 - momentum) * gradient
+        U <- orthogonalize((1 - momentum) * gradient + momentum * M)          Nesterov
+        G <- (1 - lr * weight_decay) * G - lr * U
+
+    First of all, the gradient of the whole network is scaled down to `clip` times its running norm if it exceeds
+    that: one flat patch under SSIM gives a gradient that would fill the momentum for dozens of steps.
+    Without weight decay the kernels' norms grow until training diverges.
+
+    network: its convolution kernels of at least 32 x 32 go to Muon, but for the first layer's.
+    lr, adam_lr: the highest learning rates of the two parts; `set_schedule` scales both.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        lr: float = 0.01,
+        adam_lr: float = 1e-3,
+        momentum: float = 0.95,
+        weight_decay: float = 0.1,
+        clip: float = 2.5,
+    ) -> None:
+        parameters = list(network.parameters())
+        kernels = [p for p in parameters if is_inner_kernel(p)]
+        others = [p for p in parameters if not is_inner_kernel(p)]
+        common = {"clip": clip, "running_norm": 0.0}
+        muon = {"momentum": momentum, "weight_decay": weight_decay}
+        groups = [
+            {"params": kernels, "lr": lr, "initial_lr": lr, **muon, **common},
+            {"params": others, "lr": adam_lr, "initial_lr": adam_lr, "betas": (0.9, 0.999), "eps": 1e-8, "steps": 0},
+        ]
+        super().__init__([group for group in groups if group["params"]], {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        self._clip()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if "momentum" in group:
+                self._muon(parameters, group)
+            elif parameters:
+                self._adam(parameters, group)
+
+    def _clip(self) -> None:
+        """Scale all gradients down to `clip` times the running mean of their norm, where they exceed it."""
+        state = self.param_groups[0]
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not (gradients and state.get("clip")):
+            return
+        norm = float(nn.utils.get_total_norm(gradients))
+        limit = state["clip"] * (state["running_norm"] or norm)
+        if norm > limit:
+            torch._foreach_mul_(gradients, limit / norm)
+        state["running_norm"] = 0.98 * (state["running_norm"] or norm) + 0.02 * min(norm, limit)
+
+    def _muon(self, kernels: Iterable[Tensor], group: dict[str, Any]) -> None:
+        by_shape: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
+        for kernel in kernels:
+            by_shape[tuple(kernel.shape)].append(kernel)
+        for same in by_shape.values():
+            momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in same]
+            gradients = [p.grad for p in same]
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
+            updates = orthogonalize(torch.stack([u.flatten(1) for u in nesterov]))
+            torch._foreach_mul_(same, 1 - group["lr"] * group["weight_decay"])
+            updates = [u.view(p.shape) for p, u in zip(same, updates, strict=True)]
+            torch._foreach_add_(same, updates, alpha=-group["lr"])
+
+    def _adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        group["steps"] += 1
+        (beta1, beta2), steps = group["betas"], group["steps"]
+        first = [self.state[p].setdefault("exp_avg", torch.zeros_like(p)) for p in parameters]
+        second = [self.state[p].setdefault("exp_avg_sq", torch.zeros_like(p)) for p in parameters]
+        gradients = [p.grad for p in parameters]
+        torch._foreach_lerp_(first, gradients, 1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
+        roots = torch._foreach_sqrt(second)
+        torch._foreach_div_(roots, (1 - beta2**steps) ** 0.5)
+        torch._foreach_add_(roots, group["eps"])
+        torch._foreach_addcdiv_(parameters, first, roots, value=-group["lr"] / (1 - beta1**steps))
+
+
+def is_inner_kernel(parameter: Tensor) -> bool:
+    """Whether a parameter is a convolution kernel of at least 32 x 32 when reshaped to (out, in * height * width).
+
+    That leaves out the first layer, depthwise convolutions and the last layer.
+    """
+    rows, columns = len(parameter), parameter[0].numel()
+    return parameter.dim() == 4 and parameter.shape[1] > 3 and min(rows, columns) >= SMALLEST_KERNEL
+
+
+def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """(N, rows, columns) -> the same shape, every singular value moved to about 1 by Newton-Schulz iterations.
+
+    X <- a X + (b X X' + c (X X')^2) X in float32, begun with the matrices divided by their Frobenius norms.
+    """
+    a, b, c = NEWTON_SCHULZ
+    x = matrices.float()
+    transposed = x.shape[1] > x.shape[2]
+    x = x.mT if transposed else x
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if transposed else x).to(matrices.dtype)
