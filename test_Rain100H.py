@@ -10,9 +10,9 @@ outputs have 29.8105 dB / 0.90521. Where the set is missing, a labelled syntheti
 from dataclasses import dataclass
 from pathlib import Path
 
+from derain.cli import run_script, setting
 from derain.engine import evaluate
 from derain.settings import EvalSettings
-from utils import run_script, setting
 
 
 @dataclass(frozen=True)

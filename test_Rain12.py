@@ -11,9 +11,9 @@ is printed too. Where the set is missing, a labelled synthetic stand-in is made 
 from dataclasses import dataclass
 from pathlib import Path
 
+from derain.cli import run_script, setting
 from derain.engine import evaluate
 from derain.settings import EvalSettings
-from utils import run_script, setting
 
 
 @dataclass(frozen=True)

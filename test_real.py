@@ -16,9 +16,9 @@ it shows itself on synthetic rain.
 from dataclasses import dataclass
 from pathlib import Path
 
+from derain.cli import run_script, setting
 from derain.engine import evaluate
 from derain.settings import EvalSettings
-from utils import run_script, setting
 
 
 @dataclass(frozen=True)

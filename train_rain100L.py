@@ -11,9 +11,9 @@ Stop it whenever you like; the same command goes on where it was. Then test the 
 from dataclasses import dataclass
 from pathlib import Path
 
+from derain.cli import run_script, setting
 from derain.engine import train
 from derain.settings import TrainSettings
-from utils import run_script, setting
 
 
 @dataclass(frozen=True)

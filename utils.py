@@ -1,15 +1,10 @@
-"""What all scripts share: errors in one line, the command line, images, devices, files.
-
-Nothing here knows of DARGNet; training and testing are in engine.py.
-"""
+"""Images in and out, files, devices, seeds. Nothing here knows of DARGNet."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import dataclasses
-import errno
 import hashlib
 import json
 import math
@@ -19,9 +14,7 @@ import random
 import subprocess
 import sys
 import tempfile
-import types
-import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,56 +28,8 @@ import torch
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
 
-# ---------------------------------------------------------------- errors and the command line
-
-
 class InputError(Exception):
-    """The user can mend this: the message is one line that names the path and the remedy."""
-
-
-def run_script(run: Callable[[Any], None], settings: type, doc: str) -> None:
-    """Parse the command line into `settings`, call `run` with them, and end as a good command does.
-
-    Anything the user can mend ends in one line on stderr and exit status 2, Ctrl-C in 130 (but
-    training saves its state and ends well); a traceback means a fault of this program.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # no file name that can't be shown is a reason to stop
-    chosen = parse_settings(settings, doc)
-    keep_freed_memory()
-    try:
-        run(chosen)
-    except (InputError, OSError) as error:
-        print(f"error: {error if isinstance(error, InputError) else explained(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
-
-
-def explained(error: OSError) -> str:
-    """What the system refused, with the file's name and a remedy where one is known."""
-    full = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None))
-    remedies = dict.fromkeys(full, "make room, or choose another folder")
-    remedies |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions, or choose another")
-    place = f"{error.filename}: " if error.filename else ""
-    remedy = f"; {remedies[error.errno]}" if error.errno in remedies else ""
-    return f"{place}{error.strerror or error}{remedy}"
-
-
-def number_of(count: int, noun: str) -> str:
-    """1 image, 2 images."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def check_folder(path: Path) -> None:
-    """Raise InputError, before anything long begins, if `path` can't become a folder that may be written."""
-    there = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
-    if not there.is_dir():
-        raise InputError(f"{path}: {there} is no folder; choose another --save_path")
-    if not os.access(there, os.W_OK):
-        raise InputError(f"{path}: {there} may not be written; change its permissions, or choose another --save_path")
+    """An error the user can fix. The message is one line with the path and the fix."""
 
 
 def keep_freed_memory() -> None:
@@ -107,69 +52,11 @@ def release_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def setting(default: Any, description: str, choices: Collection[str] | None = None, positional: bool = False) -> Any:
-    """A dataclass field that knows its --help text and, if limited, its choices.
-
-    positional: one or more values without a flag. Where the choices are a mapping, each stands for
-    values of other settings: see parse_settings.
-    """
-    metadata = {"help": description, "choices": choices, "positional": positional}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def parse_settings(settings: type, doc: str, arguments: list[str] | None = None) -> Any:
-    """Read a frozen dataclass of settings from the command line: a flag per field that `setting` describes.
-
-    Booleans become --flag / --no-flag, tuples take several values; fields without a
-    description are constants of the script. Flags can't be abbreviated. A choice from a mapping
-    changes the defaults of other settings; what the command line names itself still wins.
-    """
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    kinds = typing.get_type_hints(settings)
-    for field in dataclasses.fields(settings):
-        if "help" not in field.metadata:
-            continue
-        default, kind = field.default, kinds[field.name]
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        text = field.metadata["help"] + ("" if default is None else f" (default: {shown})")
-        options: dict[str, Any] = {"default": default, "help": text.replace("%", "%%")}
-        if isinstance(kind, types.UnionType):  # X | None: None is only ever the default
-            kind = next(k for k in typing.get_args(kind) if k is not type(None))
-        if field.metadata["positional"]:
-            element = typing.get_args(kind)[0]
-            parser.add_argument(field.name, type=element, nargs="+", help=field.metadata["help"])
-            continue
-        if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        elif typing.get_origin(kind) is tuple:
-            element = typing.get_args(kind)[0]
-            options |= {"type": element, "nargs": "*", "metavar": element.__name__.upper()}
-        elif field.metadata["choices"]:
-            options["choices"] = field.metadata["choices"]
-        else:
-            options |= {"type": _path if kind is Path else kind, "metavar": kind.__name__.upper()}
-        parser.add_argument(f"--{field.name}", **options)
-    values = vars(parser.parse_args(arguments))
-    for field in dataclasses.fields(settings):
-        if isinstance(field.metadata.get("choices"), Mapping):
-            parser.set_defaults(**field.metadata["choices"][values[field.name]])
-    values = vars(parser.parse_args(arguments))
-    return settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-
-
-def _path(text: str) -> Path:
-    if not text:  # Path("") would be the current folder
-        raise argparse.ArgumentTypeError("is empty: name a file or a folder")
-    return Path(text)
-
-
 # ---------------------------------------------------------------- images
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class DecodedImage:
     """A decoded image file. rgb: (H, W, 3) uint8 or uint16; alpha: (H, W) of the same type, or None."""
 
     rgb: np.ndarray
@@ -177,7 +64,7 @@ class Picture:
     grey: bool = False
 
 
-def read_picture(path: Path) -> Picture:
+def read_image(path: Path) -> DecodedImage:
     """Read an image of 8 or 16 bits: grey, colour or palette, with or without alpha (which makes grey colour).
 
     JPEGs are turned upright by their EXIF data.
@@ -206,9 +93,9 @@ def read_picture(path: Path) -> Picture:
     if pixels.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{path}: holds {pixels.dtype} values; convert it to 8 or 16 bits per channel")
     if pixels.ndim == 2:
-        return Picture(np.repeat(pixels[..., None], 3, axis=2), grey=True)
+        return DecodedImage(np.repeat(pixels[..., None], 3, axis=2), grey=True)
     alpha = np.ascontiguousarray(pixels[..., 3]) if pixels.shape[2] == 4 else None
-    return Picture(np.ascontiguousarray(pixels[..., 2::-1]), alpha)  # HWC BGR(A) -> HWC RGB
+    return DecodedImage(np.ascontiguousarray(pixels[..., 2::-1]), alpha)  # HWC BGR(A) -> HWC RGB
 
 
 def _jpeg_is_whole(data: bytes) -> bool:
@@ -220,12 +107,12 @@ def _jpeg_is_whole(data: bytes) -> bool:
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """Read an image as (H, W, 3) uint8 RGB: alpha dropped, 16 bits rounded to 8. Raises as read_picture does."""
-    rgb = read_picture(path).rgb
+    """Read an image as (H, W, 3) uint8 RGB: alpha dropped, 16 bits rounded to 8. Raises as read_image does."""
+    rgb = read_image(path).rgb
     return rgb if rgb.dtype == np.uint8 else np.round(rgb / 257).astype(np.uint8)
 
 
-def write_picture(path: Path, picture: Picture) -> None:
+def write_image(path: Path, picture: DecodedImage) -> None:
     """Write a PNG with the picture's own depth, alpha and greyness, atomically."""
     pixels = picture.rgb[..., ::-1]  # HWC RGB -> HWC BGR
     if picture.grey:
@@ -454,3 +341,23 @@ def commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """'auto', 'fp32' or 'bf16' -> 'fp32' or 'bf16': auto takes bf16 where `device` computes it natively.
+
+    A CPU that does not (it needs avx512_bf16 or AMX) is ten times slower in bf16 than in fp32.
+    """
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "cpu" and computes_bf16()
+    if name == "bf16" and not native:
+        print(f"--precision bf16: this {device.type} computes it by emulation, much slower than fp32", flush=True)
+    return ("bf16" if native else "fp32") if name == "auto" else name
+
+
+def computes_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 numbers in hardware."""
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "bf16"))

@@ -25,12 +25,13 @@ import torch
 
 from benchmarks import plain_dargnet
 from benchmarks.common import measure, report, summarise, tell_if_without_gpu
+from derain.cli import run_script, setting
 from derain.data.synthesize import add_rain, free_photographs, rain_layer
 from derain.evaluation import load_weights, weights_file
 from derain.inference import OpenVINONetwork, derain, fold
 from networks import DARGNet, published_names
 from SSIM import psnr
-from utils import choose_device, quantize, run_script, setting, to_image, to_tensor
+from utils import choose_device, quantize, to_image, to_tensor
 
 PLAIN = "plain formulation, NCHW"
 

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 from benchmarks.common import measure, report, summarise
+from derain.cli import run_script, setting
 from derain.data.synthesize import free_photographs, write_set
 from DerainDataset import DerainDataset, prepare
-from utils import run_script, setting
 
 SAMPLES = 400  # per measured call
 

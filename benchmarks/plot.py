@@ -13,7 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils import InputError, atomic_path, run_script, setting
+from derain.cli import run_script, setting
+from utils import InputError, atomic_path
 
 
 @dataclass(frozen=True)

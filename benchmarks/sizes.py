@@ -21,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
+from derain.cli import run_script, setting
 from derain.evaluation import DTYPES, automatic_tile, derain_image, load_weights, weights_file
 from derain.inference import fold
-from utils import InputError, atomic_path, environment, keep_freed_memory, run_script, setting, write_json
+from utils import InputError, atomic_path, environment, keep_freed_memory, write_json
 
 SIZES = ((240, 432), (321, 481), (540, 960), (1080, 1920), (2160, 3840), (4320, 7680))
 

@@ -30,11 +30,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import plain_dargnet
 from benchmarks.common import measure, report, summarise, tell_if_without_gpu
+from derain.cli import run_script, setting
 from derain.data.synthesize import add_rain, free_photographs, rain_layer
 from derain.training import loss_parts, speed_up
 from networks import DARGNet, convert_state_dict
 from SSIM import SSIM
-from utils import InputError, choose_device, run_script, setting, to_tensor
+from utils import InputError, choose_device, to_tensor
 
 PLAIN = "plain formulation, NCHW, second pass for a PSNR"
 

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from derain.cli import run_script, setting
 from derain.results import METRICS, cells, means
-from utils import InputError, run_script, setting
+from utils import InputError
 
 # Y channel, PReNet protocol, trained on the strict 1,254 of RainTrainH or the 200 of RainTrainL. Published with PReNet
 # (CVPR 2019) and BRN (ICASSP, TIP); DARGNet measured from the images that its authors released.

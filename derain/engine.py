@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 
 from derain import page
 from derain import results as report
+from derain.cli import check_folder, number_of
 from derain.containers import video_source
 from derain.distributed import Processes
 from derain.evaluation import (
@@ -63,16 +64,7 @@ from derain.video import derain_video
 from DerainDataset import DerainDataset, Pair, find_pairs, prepare, rainy_file, split_by_background
 from networks import DARGNet
 from SSIM import PROTOCOL, SSIM
-from utils import (
-    InputError,
-    check_folder,
-    choose_device,
-    environment,
-    number_of,
-    processors,
-    set_seed,
-    sha256_of,
-)
+from utils import InputError, choose_device, environment, processors, set_seed, sha256_of
 
 # ---------------------------------------------------------------- training
 

@@ -33,19 +33,19 @@ from networks import DARGNet, load_network
 from SSIM import image_metrics, psnr_y, ssim_y
 from utils import (
     IMAGE_SUFFIXES,
+    DecodedImage,
     InputError,
-    Picture,
     append_line,
     free_memory,
     grey_mean,
     quantize,
-    read_picture,
+    read_image,
     release_freed_memory,
     sha256_of,
     to_image,
     to_tensor,
     write_atomically,
-    write_picture,
+    write_image,
 )
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -84,12 +84,12 @@ def ahead(pool: Executor, call: Callable[[Any], Any], items: Iterable[Any]) -> I
     yield from futures
 
 
-def read_images(pair: Pair | Path) -> tuple[Picture, np.ndarray | None]:
+def read_images(pair: Pair | Path) -> tuple[DecodedImage, np.ndarray | None]:
     """A rainy picture, and its clean image if it has one. Raises InputError naming what can't be read."""
     if isinstance(pair, Path):
-        return read_picture(pair), None
+        return read_image(pair), None
     rainy, clean = read_pair(pair)
-    return Picture(rainy), clean
+    return DecodedImage(rainy), clean
 
 
 class Provenance:
@@ -133,10 +133,10 @@ class Provenance:
         return self.known.get(entry["file"]) == entry
 
 
-def existing(output: Path, picture: Picture) -> np.ndarray | None:
+def existing(output: Path, picture: DecodedImage) -> np.ndarray | None:
     """The derained image that an earlier run left, or None if there is none that fits the picture."""
     try:
-        rgb = read_picture(output).rgb
+        rgb = read_image(output).rgb
     except InputError:
         return None
     return rgb if rgb.shape == picture.rgb.shape and rgb.dtype == picture.rgb.dtype else None
@@ -145,7 +145,7 @@ def existing(output: Path, picture: Picture) -> np.ndarray | None:
 def finish(
     pair: Pair | Path,
     place: Place,
-    picture: Picture,
+    picture: DecodedImage,
     clean: np.ndarray | None,
     derained: np.ndarray,
     milliseconds: float | None,
@@ -158,11 +158,11 @@ def finish(
     """
     try:
         if milliseconds is not None:
-            write_picture(place.output, dataclasses.replace(picture, rgb=derained))
+            write_image(place.output, dataclasses.replace(picture, rgb=derained))
             provenance.add(place.output, rainy_file(pair))
         if place.rain is not None:
             rain = rain_layer(picture.rgb, grey_mean(derained) if picture.grey else derained)
-            write_picture(place.rain, Picture(rain, grey=picture.grey))
+            write_image(place.rain, DecodedImage(rain, grey=picture.grey))
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise  # a full disk: the next image would fare no better

@@ -21,10 +21,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from derain.cli import run_script, setting
 from derain.evaluation import load_weights, weights_file
 from derain.inference import fold
 from networks import DARGNet
-from utils import InputError, atomic_path, run_script, setting
+from utils import InputError, atomic_path
 
 TOLERANCE = 1e-4  # largest difference from the network
 CHECKED = ((1, 33, 47), (2, 100, 64), (1, 5, 7))  # N, H, W

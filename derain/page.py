@@ -16,8 +16,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from derain.cli import number_of
 from derain.results import METRICS, cells
-from utils import number_of, write_atomically
+from utils import write_atomically
 
 LONGEST_SIDE = 480  # pixels of the page's pictures
 MOST_PICTURES = 200  # on one page, about 20 MB; of larger sets every n-th image is shown

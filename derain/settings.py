@@ -9,7 +9,8 @@ import dataclasses
 import math
 from pathlib import Path
 
-from utils import InputError, setting
+from derain.cli import setting
+from utils import InputError
 
 # What --recipe changes. logs/README.md has the validation gain that earned each setting its place.
 RECIPES = {

@@ -21,11 +21,12 @@ import numpy as np
 from torch import nn
 
 from derain import results as report
+from derain.cli import check_folder
 from derain.containers import frames_and_size, open_video, output_name, rate_of, read_frame, video_writer
 from derain.evaluation import Provenance, ahead, automatic_tile, derain_image, fast_network, rain_layer, weights_file
 from derain.settings import EvalSettings, parse_tile
 from derain.training import interrupts_noted
-from utils import InputError, check_folder, choose_device, environment, sha256_of
+from utils import InputError, choose_device, environment, sha256_of
 
 USUAL_RATE = 25.0  # frames per second, for files and cameras that don't tell theirs
 

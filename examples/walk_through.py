@@ -15,12 +15,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from derain.cli import run_script, setting
 from derain.data.synthesize import KINDS, add_rain, free_photographs, rain_layer
 from derain.evaluation import load_weights
 from derain.figure import Row, crop_place, montage, save
 from derain.inference import derain, fold
 from SSIM import image_metrics, psnr_y
-from utils import InputError, quantize, run_script, setting, to_image, to_tensor
+from utils import InputError, quantize, to_image, to_tensor
 
 WEIGHTS = {"light": ROOT / "logs/Rain100L/net_latest.pth", "heavy": ROOT / "logs/Rain100H/net_latest.pth"}
 

@@ -309,7 +309,7 @@ def test_restored_sides_are_the_sets(
 
 
 def test_the_strict_list(known: Path, bsds500: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rebuild, "write_picture", lambda path, picture: None)  # 1,800 of them
+    monkeypatch.setattr(rebuild, "write_image", lambda path, picture: None)  # 1,800 of them
     rebuild.rebuild(settings(bsds500, tmp_path / "out", "RainTrainH"))
     numbers = [int(line) for line in (tmp_path / "out" / rebuild.STRICT_LIST).read_text().splitlines()]
     assert numbers == [n for n in range(1, 1801) if is_strict(n)]

@@ -31,7 +31,7 @@ from derain.inference import fold
 from derain.settings import EvalSettings
 from DerainDataset import DerainDataset, prepare
 from networks import DARGNet, load_network
-from utils import InputError, read_picture
+from utils import InputError, read_image
 
 # Runs of the same examples everywhere, and no judgement of how long they take. FUZZ=20 in the environment makes
 # 20 times as many, other ones each time.
@@ -182,9 +182,9 @@ def test_every_picture_is_processed_or_refused(small_weights: Path, files: list)
             if path in bad:
                 continue
             _, _, dtype, grey, alpha = GOOD[made[path]]
-            given_picture = read_picture(path)
+            given_picture = read_image(path)
             output = next(out / n for n in (path.stem + ".png", path.name + ".png") if n in written)
-            found = read_picture(output)
+            found = read_image(output)
             assert found.rgb.dtype == given_picture.rgb.dtype == dtype
             assert found.grey == given_picture.grey == grey
             assert (found.alpha is not None) == alpha
@@ -216,7 +216,7 @@ def test_pictures_are_read_as_pillow_reads_them(tmp_path: Path, kind: str) -> No
     suffix, write, dtype, _, _ = GOOD[kind]
     path = tmp_path / f"picture{suffix}"
     write(path, 7, 21, 33)
-    found = read_picture(path)
+    found = read_image(path)
     assert found.rgb.shape == (21, 33, 3)
     if dtype == np.uint16:
         assert np.array_equal(found.rgb[..., 0], pixels(7, 21, 33, 1, np.uint16))
@@ -235,10 +235,10 @@ def test_a_bomb_is_refused_without_its_memory(tmp_path: Path) -> None:
 import resource, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from utils import InputError, read_picture
+from utils import InputError, read_image
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    read_picture(Path({str(tmp_path / "bomb.png")!r}))
+    read_image(Path({str(tmp_path / "bomb.png")!r}))
 except InputError as error:
     assert "bomb.png" in str(error)
 else:
@@ -276,7 +276,7 @@ def test_damaged_pictures(suffix: str, cuts: list, length: float) -> None:
         path = Path(folder) / f"picture{suffix}"
         path.write_bytes(damaged(whole.getvalue(), cuts, length))
         with contextlib.suppress(InputError):
-            assert read_picture(path).rgb.ndim == 3
+            assert read_image(path).rgb.ndim == 3
 
 
 @given(**DAMAGE)

@@ -21,7 +21,7 @@ from derain.settings import EvalSettings
 from DerainDataset import Pair, find_pairs
 from networks import DARGNet, load_network
 from SSIM import image_metrics
-from utils import Picture, read_picture, read_rgb, sha256_of, write_picture
+from utils import DecodedImage, read_image, read_rgb, sha256_of, write_image
 
 TINY_TRAINING = (
     *("--patch_size", "32", "--stride", "16", "--batch_size", "2", "--max_steps", "2"),
@@ -254,9 +254,9 @@ def test_real_pictures_keep_their_kind_and_one_bad_one_stops_nothing(
     rgb = scene(1, 40, 50)[0]
     deep, alpha = rgb.astype(np.uint16) * 257, np.arange(2000, dtype=np.uint8).reshape(40, 50)
     photos = tmp_path / "photos"
-    write_picture(photos / "grey.png", Picture(np.repeat(rgb[..., :1], 3, axis=2), grey=True))
-    write_picture(photos / "alpha.png", Picture(rgb, alpha))
-    write_picture(photos / "deep.png", Picture(deep))
+    write_image(photos / "grey.png", DecodedImage(np.repeat(rgb[..., :1], 3, axis=2), grey=True))
+    write_image(photos / "alpha.png", DecodedImage(rgb, alpha))
+    write_image(photos / "deep.png", DecodedImage(deep))
     write(photos / "été 雨.jpg", rgb)
     write(photos / "twice.png", rgb)
     write(photos / "twice.bmp", rgb)
@@ -268,9 +268,9 @@ def test_real_pictures_keep_their_kind_and_one_bad_one_stops_nothing(
     out = tmp_path / "out"
     expected = {"grey", "alpha", "deep", "été 雨", "twice.png", "twice.bmp", "pixel"}
     assert {p.stem for p in out.glob("*.png")} == expected
-    assert read_picture(out / "grey.png").grey
-    assert np.array_equal(read_picture(out / "alpha.png").alpha, alpha)
-    assert read_picture(out / "deep.png").rgb.dtype == np.uint16
+    assert read_image(out / "grey.png").grey
+    assert np.array_equal(read_image(out / "alpha.png").alpha, alpha)
+    assert read_image(out / "deep.png").rgb.dtype == np.uint16
     assert len(list(csv.DictReader((out / "results.csv").read_text().splitlines()))) == 7
     assert "broken.png" in json.loads((out / "results.json").read_text())["refused"][0]
 

@@ -24,6 +24,7 @@ from conftest import ROOT, start, write_pairs
 import train_rain100H
 import train_rain100L
 from derain import engine
+from derain.cli import parse_settings
 from derain.evaluation import validate
 from derain.inference import fold
 from derain.settings import RECIPES, TrainSettings
@@ -41,7 +42,7 @@ from derain.training import (
 from DerainDataset import DerainDataset, find_pairs, prepare, read_pair, split_by_background
 from networks import DARGNet, load_network
 from SSIM import SSIM, psnr_y
-from utils import InputError, parse_settings, to_tensor
+from utils import InputError, to_tensor
 
 State = dict[str, torch.Tensor]
 

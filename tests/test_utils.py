@@ -15,25 +15,22 @@ import pytest
 import torch
 from conftest import scene, write
 
+from derain.cli import explained, parse_settings, run_script, setting
 from derain.settings import EvalSettings
 from utils import (
+    DecodedImage,
     InputError,
-    Picture,
     atomic_path,
     choose_device,
     environment,
-    explained,
-    parse_settings,
     quantize,
-    read_picture,
+    read_image,
     read_rgb,
-    run_script,
-    setting,
     to_image,
     to_tensor,
     write_atomically,
+    write_image,
     write_json,
-    write_picture,
 )
 
 RGB = scene(5, 24, 33)[0]
@@ -45,21 +42,21 @@ DEEP = (RGB.astype(np.uint16) << 8) | RGB[..., ::-1]
 @pytest.mark.parametrize(
     "picture",
     [
-        Picture(RGB),
-        Picture(GREY, grey=True),
-        Picture(RGB, ALPHA),
-        Picture(DEEP),
-        Picture(DEEP, ALPHA.astype(np.uint16) * 257),
-        Picture(np.repeat(DEEP[..., :1], 3, axis=2), grey=True),
-        Picture(RGB[:1, :1]),
+        DecodedImage(RGB),
+        DecodedImage(GREY, grey=True),
+        DecodedImage(RGB, ALPHA),
+        DecodedImage(DEEP),
+        DecodedImage(DEEP, ALPHA.astype(np.uint16) * 257),
+        DecodedImage(np.repeat(DEEP[..., :1], 3, axis=2), grey=True),
+        DecodedImage(RGB[:1, :1]),
     ],
     ids=["colour", "grey", "alpha", "16 bit", "16 bit alpha", "16 bit grey", "1x1"],
 )
 @pytest.mark.parametrize("name", ["plain.png", "mit Leerzeichen & Ümläuten.png", "雨の写真.png", "%d [1] 'x'.png"])
-def test_pictures_come_back_as_they_were(tmp_path: Path, picture: Picture, name: str) -> None:
+def test_pictures_come_back_as_they_were(tmp_path: Path, picture: DecodedImage, name: str) -> None:
     path = tmp_path / "été" / name
-    write_picture(path, picture)
-    found = read_picture(path)
+    write_image(path, picture)
+    found = read_image(path)
     assert found.rgb.dtype == picture.rgb.dtype
     assert np.array_equal(found.rgb, picture.rgb)
     assert found.grey == picture.grey
@@ -102,7 +99,7 @@ def test_a_jpeg_may_be_followed_by_anything(tmp_path: Path) -> None:
 
 
 def test_read_rgb_brings_16_bits_to_8(tmp_path: Path) -> None:
-    write_picture(tmp_path / "deep.png", Picture(RGB.astype(np.uint16) * 257, ALPHA.astype(np.uint16)))
+    write_image(tmp_path / "deep.png", DecodedImage(RGB.astype(np.uint16) * 257, ALPHA.astype(np.uint16)))
     assert np.array_equal(read_rgb(tmp_path / "deep.png"), RGB)
 
 
@@ -123,7 +120,7 @@ def test_what_is_no_picture_is_refused_in_one_line(tmp_path: Path, kind: str) ->
         data = write(path, RGB).read_bytes()
         path.write_bytes(data[: 60 if "early" in kind else len(data) * 2 // 3])
     with pytest.raises(InputError) as caught:
-        read_picture(path)
+        read_image(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -22,7 +22,7 @@ from derain.containers import CODECS, frames_and_size, open_video, rate_of, read
 from derain.evaluation import derain_image
 from derain.inference import fold
 from networks import load_network
-from utils import InputError, Picture, read_picture, read_rgb, write_picture
+from utils import DecodedImage, InputError, read_image, read_rgb, write_image
 
 WEIGHTS = ROOT / "logs/Rain100L"  # trained ones: random ones would not keep colours
 HEIGHT, WIDTH = 36, 48
@@ -395,14 +395,14 @@ def test_without_recursive_only_the_folder_itself(inline: Command, tmp_path: Pat
 
 def test_rain_keeps_depth_and_greyness(inline: Command, tmp_path: Path) -> None:
     rgb = scene(3, 30, 40)[0]
-    write_picture(tmp_path / "photos/deep.png", Picture(rgb.astype(np.uint16) * 257))
-    write_picture(tmp_path / "photos/grey.png", Picture(np.repeat(rgb[..., :1], 3, axis=2), grey=True))
-    write_picture(tmp_path / "photos/alpha.png", Picture(rgb, rgb[..., 0]))
+    write_image(tmp_path / "photos/deep.png", DecodedImage(rgb.astype(np.uint16) * 257))
+    write_image(tmp_path / "photos/grey.png", DecodedImage(np.repeat(rgb[..., :1], 3, axis=2), grey=True))
+    write_image(tmp_path / "photos/alpha.png", DecodedImage(rgb, rgb[..., 0]))
     arguments = ("--data_path", "photos", "--logdir", WEIGHTS, "--save_path", "out", "--show_rain")
     assert inline("test_real.py", *arguments).returncode == 0
     for name in ("deep", "grey", "alpha"):
         rainy, derained, rain = (
-            read_picture(tmp_path / folder / f"{name}.png") for folder in ("photos", "out", "out/rain")
+            read_image(tmp_path / folder / f"{name}.png") for folder in ("photos", "out", "out/rain")
         )
         assert rain.rgb.dtype == rainy.rgb.dtype and rain.grey == rainy.grey and rain.alpha is None
         assert np.array_equal(rain.rgb, np.maximum(rainy.rgb.astype(int) - derained.rgb, 0))

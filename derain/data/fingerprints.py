@@ -20,8 +20,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from derain.cli import run_script, setting
 from DerainDataset import BSD300_PHOTOGRAPHS, RAINTRAINH_PAIRS, find_pairs, list_images
-from utils import InputError, read_rgb, run_script, setting, write_json
+from utils import InputError, read_rgb, write_json
 
 STORE = Path(__file__).with_name("fingerprints.json")
 GRID, FREQUENCIES = 32, 16  # side of the grey version; how many of its frequencies count, each way

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from derain.cli import run_script, setting
 from derain.data.fingerprints import (
     ALIKE,
     REMEDY,
@@ -33,7 +34,7 @@ from derain.data.fingerprints import (
     pixel_hash,
 )
 from DerainDataset import CLEAN_FOLDERS, RAINTRAINH_PAIRS, is_strict, list_images, name_key
-from utils import InputError, Picture, read_rgb, run_script, setting, write_atomically, write_picture
+from utils import DecodedImage, InputError, read_rgb, write_atomically, write_image
 
 # PReNet's names of the clean images.
 PLACES = {
@@ -87,7 +88,7 @@ def rebuild(settings: Settings) -> None:
     for name, rgb in with_progress(targets, files, "writing"):
         for target in targets[name]:
             if target.there is None:
-                write_picture(target.path, Picture(rgb))
+                write_image(target.path, DecodedImage(rgb))
                 written[target.data_set] += 1
     for data_set in dict.fromkeys(settings.sets):
         count = len(known_sets()[data_set].photographs)

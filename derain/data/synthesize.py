@@ -23,8 +23,9 @@ import cv2
 import numpy as np
 import skimage.data
 
+from derain.cli import run_script, setting
 from DerainDataset import SYNTHETIC_MARKER, list_images
-from utils import InputError, Picture, read_rgb, run_script, setting, write_json, write_picture
+from utils import DecodedImage, InputError, read_rgb, write_image, write_json
 
 VERSION = 1  # of the generator: raised whenever the same seed gives other pictures
 MARGIN = 64  # pixels around the image from which streaks reach in
@@ -156,8 +157,8 @@ def write_set(out: Path, photographs: Iterable[tuple[str, np.ndarray]], kind: st
             for _ in range(layers):
                 number += 1
                 rainy = add_rain(clean, rain_layer(*clean.shape[:2], kind, random))
-                write_picture(temporary / "rainy" / f"rain-{number:03d}.png", Picture(rainy))
-                write_picture(temporary / f"norain-{number:03d}.png", Picture(clean))
+                write_image(temporary / "rainy" / f"rain-{number:03d}.png", DecodedImage(rainy))
+                write_image(temporary / f"norain-{number:03d}.png", DecodedImage(clean))
                 print(f"  {out / 'rainy' / f'rain-{number:03d}.png'} ({kind} rain on {name})", flush=True)
         if not number:
             raise InputError("no photograph to put rain on")
