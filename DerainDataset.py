@@ -18,9 +18,9 @@ import math
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -46,7 +46,7 @@ RAIN100_BACKGROUNDS = frozenset({0, 9, *range(99, 188)})
 
 
 # What h5py raises for damaged files, and what their content leads to.
-DAMAGED = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError)
+DAMAGED = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError)
 
 
 # ---------------------------------------------------------------- finding images
@@ -343,6 +343,18 @@ def _root(parents: list[int], i: int) -> int:
 # ---------------------------------------------------------------- reading
 
 
+class Patch(NamedTuple):
+    """Where one training sample is cut, and how it is varied."""
+
+    pair: int
+    top: int
+    left: int
+    size: int
+    mirrored: bool = False
+    upside_down: bool = False
+    rain: int | None = None  # seed of another pair's rain that this clean patch gets; None: its own
+
+
 class DerainDataset(Dataset):
     """Patches of a packed training set: item i is (rainy, clean), each (3, P, P) float32 RGB in [0, 1].
 
@@ -350,121 +362,207 @@ class DerainDataset(Dataset):
     each image's top left, whole ones only. flip: add every patch's left-right mirror image
     (RainTrainL's recipe), doubling the length. pairs: the numbers of the pairs to use, all if None.
 
-    HDF5 stores these images as plain bytes at known places of the file, so patches are read through
-    a memory map: no lock, no handle that a fork could break, and many times faster than through
-    the library. The data set can be pickled, and works in spawned and forked DataLoader workers.
+    All images are read into memory, as uint8: 0.2 GB for RainTrainL, 0.7 GB for the strict RainTrainH. Cutting
+    a patch takes microseconds then, so training needs no worker processes.
 
     Raises InputError if the file cannot be used or an image is smaller than a patch.
     """
 
     def __init__(
-        self, hdf5_path: Path, patch_size: int, stride: int, flip: bool = False, pairs: Sequence[int] | None = None
+        self,
+        hdf5_path: Path,
+        patch_size: int = 100,
+        stride: int = 80,
+        flip: bool = False,
+        pairs: Sequence[int] | None = None,
     ) -> None:
         self.path, self.patch_size = Path(hdf5_path), patch_size
         try:
-            self._identity, content = _map(self.path)
             with h5py.File(self.path, "r") as file:
-                self._pairs = _own(file, "pairs")[()]
-                self.backgrounds = _own(file, "backgrounds")[()]
-                self._sources = json.loads(_own(file, "sources").asstr()[()])
-                images = _own(file, "images")
-                self._places = {int(i): _place(_own(images, str(i))) for i in np.unique(self._pairs)}
-            self._views = self._cut(content)
+                self._index = file["pairs"][()]
+                self.backgrounds = file["backgrounds"][()]
+                self.names = json.loads(file["sources"].asstr()[()])[::2]
+                self._images = {int(i): file[f"images/{i}"][()] for i in np.unique(self._index)}
+            self.names = [name for name, *_ in self.names]
+            if any(x.dtype != np.uint8 or x.ndim != 3 or x.shape[2] != 3 for x in self._images.values()):
+                raise ValueError("not images as prepare writes them")
+            if len({len(self._index), len(self.backgrounds), len(self.names)}) > 1:
+                raise ValueError("pairs, backgrounds and names differ in number")
         except DAMAGED as error:
             raise InputError(f"{self.path}: not a packed training set; delete it and start again") from error
-        self.pairs = list(range(len(self._pairs))) if pairs is None else list(pairs)
-        corners = []
-        for pair in self.pairs:
-            _, (height, width, _) = self._places[int(self._pairs[pair, 0])]
-            if min(height, width) < patch_size:
-                raise InputError(f"{self.path}: holds an image of {width}x{height}, smaller than a {patch_size} patch")
-            tops, lefts = range(0, height - patch_size + 1, stride), range(0, width - patch_size + 1, stride)
-            corners += [(pair, top, left, 0) for top in tops for left in lefts]
+        self.pairs = list(range(len(self._index))) if pairs is None else list(pairs)
+        self.check_size(patch_size)
+        self._grid = [patch for pair in self.pairs for patch in self._grid_of(pair, stride)]
         if flip:
-            corners += [(pair, top, left, 1) for pair, top, left, _ in corners]
-        self._corners = corners
+            self._grid += [patch._replace(mirrored=True) for patch in self._grid]
+
+    def _grid_of(self, pair: int, stride: int) -> Iterator[Patch]:
+        height, width = self.size(pair)
+        for top in range(0, height - self.patch_size + 1, stride):
+            for left in range(0, width - self.patch_size + 1, stride):
+                yield Patch(pair, top, left, self.patch_size)
 
     def __len__(self) -> int:
-        return len(self._corners)
+        return len(self._grid)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        pair, top, left, mirrored = self._corners[i]
-        rows, columns = slice(top, top + self.patch_size), slice(left, left + self.patch_size)
-        both = np.empty((2, self.patch_size, self.patch_size, 3), np.uint8)  # copied first, to be divided in one go
-        for side, image in enumerate(self._images(pair)):
-            patch = image[rows, columns]  # HWC RGB uint8
-            both[side] = patch[:, ::-1] if mirrored else patch
-        return torch.from_numpy(both / np.float32(255)).permute(0, 3, 1, 2).unbind()  # HWC -> CHW
+        rainy, clean = self.batch([self._grid[i]])
+        return rainy[0], clean[0]
 
-    def names(self, patches: Sequence[int]) -> str:
-        """The rainy images that patches come from, for messages."""
-        pairs = sorted({self._corners[i][0] for i in patches})
-        return ", ".join(self._sources[2 * pair][0] for pair in pairs)
+    def grid_patch(self, i: int) -> Patch:
+        """Patch i of the grid, which item i is cut from."""
+        return self._grid[i]
+
+    def batch(self, patches: Sequence[Patch]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cut patches of one size: rainy and clean, each (N, 3, P, P) float32 RGB in [0, 1], channels last."""
+        pixels = np.stack([self._cut(patch) for patch in patches], axis=1)  # 2NHWC uint8
+        return torch.from_numpy(pixels / np.float32(255)).permute(0, 1, 4, 2, 3).unbind()
+
+    def _cut(self, patch: Patch) -> np.ndarray:
+        """(2, P, P, 3) uint8: the rainy and the clean patch."""
+        rainy, clean = (self._crop(image, patch) for image in self.whole_pair(patch.pair))
+        if patch.rain is not None:
+            rainy = np.minimum(255, clean + self._other_rain(patch)[..., None]).astype(np.uint8)
+        return np.stack([rainy, clean])
+
+    @staticmethod
+    def _crop(image: np.ndarray, patch: Patch) -> np.ndarray:
+        crop = image[patch.top : patch.top + patch.size, patch.left : patch.left + patch.size]
+        crop = crop[:, ::-1] if patch.mirrored else crop
+        return crop[::-1] if patch.upside_down else crop
+
+    def _other_rain(self, patch: Patch) -> np.ndarray:
+        """(P, P) int: a random crop of a random pair's rain, up to a fifth stronger or fainter; patch.rain decides.
+
+        Rain is one grey layer, added and clipped at 255, so it is the difference of a pair. Where all channels are
+        clipped it is lost: crops with more than a tenth of such pixels are drawn again, and the lost
+        pixels take the rain from a third of the patch higher up.
+        """
+        random = np.random.RandomState(patch.rain)
+        for _ in range(20):
+            other = self._random_patch(random, patch.size)
+            rainy, clean = (self._crop(image, other) for image in self.whole_pair(other.pair))
+            lost = rainy.min(axis=2) == 255
+            if lost.mean() < 0.1:
+                break
+        layer = (rainy.astype(np.int16) - clean).max(axis=2)
+        layer = np.where(lost, np.roll(layer, patch.size // 3, axis=0), layer)
+        return np.round(layer * random.uniform(0.8, 1.2)).astype(np.int16)
+
+    def random_patch(
+        self, random: np.random.RandomState, size: int, mirror: bool = False, recombine: float = 0
+    ) -> Patch:
+        """Draw a patch anywhere in the images. mirror: left-right and upside down at random.
+
+        recombine: the probability that the patch gets the rain of another place of the set.
+        """
+        patch = self._random_patch(random, size)
+        if not mirror:
+            patch = patch._replace(mirrored=False, upside_down=False)
+        rain = int(random.randint(2**31)) if random.rand() < recombine else None
+        return patch._replace(rain=rain)
+
+    def _random_patch(self, random: np.random.RandomState, size: int) -> Patch:
+        pair = self.pairs[random.randint(len(self.pairs))]
+        height, width = self.size(pair)
+        top, left = random.randint(height - size + 1), random.randint(width - size + 1)
+        mirrored, upside_down = random.randint(2, size=2).astype(bool)
+        return Patch(pair, int(top), int(left), size, bool(mirrored), bool(upside_down))
+
+    def size(self, pair: int) -> tuple[int, int]:
+        """Height and width of a pair's images."""
+        height, width, _ = self._images[int(self._index[pair, 0])].shape
+        return height, width
+
+    def check_size(self, size: int) -> None:
+        """Raise InputError, naming the image, if one is smaller than `size` pixels."""
+        for pair in self.pairs:
+            if min(self.size(pair)) < size:
+                height, width = self.size(pair)
+                raise InputError(
+                    f"{self.path}: {self.names[pair]} is {width}x{height}, smaller than a patch of {size}; "
+                    "remove the pair, or train on smaller patches"
+                )
 
     def whole_pair(self, pair: int) -> tuple[np.ndarray, np.ndarray]:
-        """The uncut images of a pair, (H, W, 3) uint8 RGB."""
-        rainy, clean = (image.copy() for image in self._images(pair))
-        return rainy, clean
+        """Return the uncut rainy and clean image of a pair, (H, W, 3) uint8 RGB, not to be written to."""
+        rainy, clean = self._index[pair]
+        return self._images[int(rainy)], self._images[int(clean)]
 
     def unshared_pairs(self, other: DerainDataset) -> list[int]:
-        """The pairs whose background no pair of another data set shows, told by the lines that clean images share.
+        """Return the pairs whose background no pair of another data set shows: their clean images share no line.
 
         Raises InputError if there are none.
         """
         lines = {line for pair in other.pairs for line in line_digests(other.whole_pair(pair)[1])}
-        shows: dict[int, bool] = {}  # of each clean image, for many pairs have the same
+        shows: dict[int, bool] = {}  # by clean image, because many pairs share one
         for pair in self.pairs:
-            clean = int(self._pairs[pair, 1])
+            clean = int(self._index[pair, 1])
             if clean not in shows:
-                shows[clean] = not lines.isdisjoint(line_digests(self._images(pair)[1]))
-        shared = {self.backgrounds[pair] for pair in self.pairs if shows[int(self._pairs[pair, 1])]}
+                shows[clean] = not lines.isdisjoint(line_digests(self._images[clean]))
+        shared = {self.backgrounds[pair] for pair in self.pairs if shows[int(self._index[pair, 1])]}
         unshared = [pair for pair in self.pairs if self.backgrounds[pair] not in shared]
         if not unshared:
             raise InputError(f"{self.path}: every pair shows a background of {other.path}; validate on other pairs")
         return unshared
 
-    def _images(self, pair: int) -> tuple[np.ndarray, np.ndarray]:
-        if self._views is None:  # in a spawned worker
-            identity, content = _map(self.path)
-            if identity != self._identity:
-                raise InputError(f"{self.path}: was packed anew while this run was using it; start again")
-            self._views = self._cut(content)
-        return self._views[pair]
 
-    def _cut(self, content: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Each pair's images, where they lie in the file's bytes. ValueError if the file ends before."""
-        images = {
-            number: content[offset : offset + math.prod(shape)].reshape(shape)
-            for number, (offset, shape) in self._places.items()
-        }
-        return [(images[int(rainy)], images[int(clean)]) for rainy, clean in self._pairs]
+class GridPatches:
+    """The published order: batches of the grid's patches, shuffled in each epoch by seed and epoch.
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_views": None}  # a pickled map would carry the whole file
+    mirror: also mirror each patch left-right and upside down at random, by seed and step.
+    """
 
+    def __init__(self, data: DerainDataset, batch_size: int, seed: int, mirror: bool = False) -> None:
+        self.data, self.batch_size, self.seed, self.mirror = data, batch_size, seed % 2**32, mirror
+        self.steps_per_epoch = math.ceil(len(data) / batch_size)
+        self._epoch, self._order = -1, np.empty(0, int)
 
-def _map(path: Path) -> tuple[tuple[int, int], np.ndarray]:
-    """A file's bytes, and what tells it from another file that takes its place: size and time."""
-    with open(path, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not status.st_size:
-            raise ValueError("empty")
-        return (status.st_size, status.st_mtime_ns), np.memmap(file, np.uint8, mode="r").view(np.ndarray)
+    def at(self, step: int, progress: float) -> list[Patch]:
+        """Return the patches of a step's batch."""
+        epoch, i = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, np.random.RandomState([self.seed, epoch]).permutation(len(self.data))
+        patches = [self.data.grid_patch(n) for n in self._order[i * self.batch_size : (i + 1) * self.batch_size]]
+        if not self.mirror:
+            return patches
+        draws = np.random.RandomState([self.seed, step]).randint(2, size=(len(patches), 2)).astype(bool).tolist()
+        return [
+            patch._replace(mirrored=patch.mirrored != mirrored, upside_down=upside_down)
+            for patch, (mirrored, upside_down) in zip(patches, draws, strict=True)
+        ]
 
 
-def _own(group: h5py.Group, name: str) -> Any:
-    """What the file itself holds under a name; ValueError for a link, which could lead into any other file."""
-    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-        raise ValueError(f"{name}: not in this file")
-    return group[name]
+class Stage(NamedTuple):
+    """A part of a run with patches of one size: side in pixels, patches per step, share of the run's steps."""
+
+    size: int
+    batch_size: int
+    share: float
 
 
-def _place(image: h5py.Dataset) -> tuple[int, tuple[int, ...]]:
-    """Where an image's bytes begin in its file, and its (H, W, 3). ValueError if they don't lie there plainly."""
-    offset = image.id.get_offset()
-    if offset is None or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"{image.name}: not an image as prepare writes it")
-    return offset, image.shape
+class RandomPatches:
+    """Random crops whose size grows in stages; seed and step decide where they are cut."""
+
+    steps_per_epoch = 1000  # nothing is passed over: an epoch is only the interval of log lines and saved weights
+
+    def __init__(
+        self, data: DerainDataset, stages: Sequence[Stage], seed: int, mirror: bool = True, recombine: float = 0
+    ) -> None:
+        self.data, self.stages, self.seed, self.mirror, self.recombine = data, stages, seed % 2**32, mirror, recombine
+        data.check_size(max(stage.size for stage in stages))
+
+    def stage(self, progress: float) -> Stage:
+        """Return the stage at a share (0 to 1) of the run's steps."""
+        ends = itertools.accumulate(stage.share for stage in self.stages)
+        total = sum(stage.share for stage in self.stages)
+        return next((s for s, end in zip(self.stages, ends, strict=True) if progress < end / total), self.stages[-1])
+
+    def at(self, step: int, progress: float) -> list[Patch]:
+        """Return the patches of a step's batch."""
+        stage, random = self.stage(progress), np.random.RandomState([self.seed, step])
+        draw = self.data.random_patch
+        return [draw(random, stage.size, self.mirror, self.recombine) for _ in range(stage.batch_size)]
 
 
 def split_by_background(backgrounds: Sequence[int], held_out: int, seed: int) -> tuple[list[int], list[int]]:

@@ -12,18 +12,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from derain.cli import run_script, setting
-from derain.engine import train
-from derain.settings import TrainSettings
+from derain.train import TrainSettings, train
+from DerainDataset import DerainDataset
+from networks import DARGNet
+from SSIM import SSIM
+from utils import set_seed
 
 
 @dataclass(frozen=True)
 class Settings(TrainSettings):
     data_path: Path = setting(Path("datasets/train/RainTrainL"), "folder of training pairs")
     save_path: Path = setting(Path("logs/train_Rain100L"), "folder for weights, training state and logs")
-    script: str = "train_rain100L.py"
     rain: str = "light"
     flip: bool = setting(True, "double the patches by left-right mirror images")  # 200 pairs give 3,000 without
 
 
+def main(settings: Settings) -> None:
+    set_seed(settings.seed, settings.deterministic)
+    network = DARGNet(settings.channels, settings.groups)  # your own network, data set or loss goes in here
+    train(settings, network, DerainDataset, SSIM())
+
+
 if __name__ == "__main__":
-    run_script(train, Settings, __doc__)
+    run_script(main, Settings, __doc__)

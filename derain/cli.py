@@ -6,10 +6,13 @@ import argparse
 import dataclasses
 import errno
 import os
+import signal
 import sys
+import threading
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,24 @@ def explained(error: OSError) -> str:
 def number_of(count: int, noun: str) -> str:
     """1 image, 2 images."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+@contextmanager
+def interrupts_noted() -> Iterator[Callable[[], bool]]:
+    """Within this context Ctrl-C and SIGTERM only set a flag; the yielded function returns whether one came.
+
+    Outside the main thread, where Python allows no signal handlers, nothing is changed.
+    """
+    noted: list[int] = []
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, lambda number, _: noted.append(number)) for number in numbers}
+    try:
+        yield lambda: bool(noted)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def check_folder(path: Path) -> None:

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from utils import InputError, choose_device
 
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 class Processes:
@@ -28,7 +29,7 @@ class Processes:
 
     def __init__(self) -> None:
         self.rank, self.size = (int(os.environ.get(name, one)) for name, one in (("RANK", 0), ("WORLD_SIZE", 1)))
-        self.first = self.rank == 0
+        self.is_main = self.rank == 0
 
     def device(self, name: str) -> torch.device:
         """--device for this process: of several GPUs, each process takes its own."""
@@ -59,17 +60,30 @@ class Processes:
         finally:
             dist.destroy_process_group()
 
-    def in_turn(self, call: Callable[[], Result]) -> Result:
+    def main_process_first(self, call: Callable[[], Result]) -> Result:
         """call() by the first process alone, then by all others: what it writes is there for them to read."""
         if self.size == 1:
             return call()
-        if not self.first:
+        if not self.is_main:
             dist.barrier()
         result = call()
-        if self.first:
+        if self.is_main:
             dist.barrier()
         dist.barrier()
         return result
+
+    def say(self, line: str) -> None:
+        """Print a line, once for all processes."""
+        if self.is_main:
+            print(line, flush=True)
+
+    def share(self, batch: list[Item]) -> tuple[list[Item], float]:
+        """Return this process's part of a batch, and the part's weight; the mean weight of all processes is 1.
+
+        A part is never empty: where a batch has fewer items than there are processes, some weights are 0.
+        """
+        part = batch[self.rank :: self.size]
+        return part or batch[:1], len(part) * self.size / len(batch)
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network with gradients averaged over the processes."""

@@ -7,6 +7,7 @@ arXiv:2502.16982. torch.optim.Muon takes 2-D parameters only and iterates in bfl
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -49,9 +50,18 @@ class Muon(torch.optim.Optimizer):
         others = [p for p in parameters if not is_inner_kernel(p)]
         common = {"clip": clip, "running_norm": 0.0}
         muon = {"momentum": momentum, "weight_decay": weight_decay}
+        adam = {"betas": (0.9, 0.999), "eps": 1e-8, "steps": 0}
         groups = [
             {"params": kernels, "lr": lr, "initial_lr": lr, **muon, **common},
-            {"params": others, "lr": adam_lr, "initial_lr": adam_lr, "betas": (0.9, 0.999), "eps": 1e-8, "steps": 0},
+            {
+                "params": others,
+                "lr": adam_lr,
+                "initial_lr": adam_lr,
+                "betas": (0.9, 0.999),
+                "eps": 1e-8,
+                "steps": 0,
+                **common,
+            },
         ]
         super().__init__([group for group in groups if group["params"]], {})
 
@@ -130,3 +140,27 @@ def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return (x.mT if transposed else x).to(matrices.dtype)
+
+
+def learning_rate_factor(schedule: str, step: int, last_step: float, warmup: int, milestones: list[int]) -> float:
+    """Return the share of the highest learning rate at a step.
+
+    schedule: 'multistep' falls to a fifth at each of `milestones` (steps); 'cosine' and 'linear' fall to 0 at
+    last_step, after a linear warm-up. last_step is infinite while the length of the run is not known.
+    """
+    if schedule == "multistep":
+        return 0.2 ** sum(step >= milestone for milestone in milestones)
+    warm = min(1, (step + 1) / max(1, warmup))
+    progress = step / last_step
+    return warm * (1 - progress if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def moving_average(decay: float) -> Any:
+    """Return an averaging function for AveragedModel: an exponential moving average with a short memory at first."""
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        count = int(count)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count) / (10 + count)))
+
+    return update

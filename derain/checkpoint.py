@@ -1,0 +1,95 @@
+"""A training run's folder: its state, weights, log and TensorBoard's events."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboardX import SummaryWriter
+from torch import Tensor
+
+from utils import InputError, append_line, lock, plain, save_torch
+
+
+class RunFolder:
+    """The folder of one run. Only one process at a time may use it; with `writes` False nothing is written.
+
+    settings: of the run, as plain values. free: the names of those that may change when the run resumes.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], free: set[str], writes: bool = True) -> None:
+        self.folder, self.settings, self.free, self.writes = folder, plain(settings), free, writes
+        self.state_file = folder / "state_latest.pth"
+        if writes:
+            weakref.finalize(self, lock(folder / "lock").close)  # held for as long as this object lives
+
+    def restore(self, resume: str) -> dict[str, Any] | None:
+        """Load the training state, if the folder has one.
+
+        resume: 'auto', 'never' (raise InputError if there is a state) or 'force' (accept changed settings).
+        Raises InputError for a damaged state, or one trained with other settings.
+        """
+        if not self.state_file.exists():
+            return None
+        if resume == "never":
+            raise InputError(f"{self.folder}: holds a training run already; choose another --save_path or remove it")
+        try:
+            state = torch.load(self.state_file, map_location="cpu", weights_only=True)
+            before = state["settings"]
+        except Exception as error:  # torch.load raises many types for a damaged file
+            raise InputError(
+                f"{self.state_file}: damaged ({type(error).__name__}); remove it, and continue from the weights with "
+                f"--init {self.folder / 'net_latest.pth'} and another --save_path"
+            ) from error
+        changed = [k for k, v in self.settings.items() if k not in self.free and before.get(k) != v]
+        if changed and resume != "force":
+            listed = ", ".join(f"{k} {before.get(k)} -> {self.settings[k]}" for k in changed)
+            fix = "restore them, choose another --save_path, or --resume force"
+            raise InputError(f"{self.state_file}: trained with other settings ({listed}); {fix}")
+        return state
+
+    def begin(self, step: int, environment: dict[str, Any]) -> None:
+        """Record settings and machine, one line per part of the run."""
+        self.log({"begin": step, "settings": self.settings, "environment": environment})
+        if self.writes:
+            self.tensorboard = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
+            self.tensorboard.add_text("settings", f"```\n{json.dumps(self.settings, indent=1)}\n```", step)
+
+    def save(self, state: dict[str, Any], epoch: int | None = None) -> None:
+        """Write the training state, and its `state_dict` as net_latest.pth; at an epoch's end also under its number."""
+        if not self.writes:
+            return
+        save_torch(self.state_file, state | {"settings": self.settings})
+        weights = {key: value.cpu().contiguous() for key, value in state["state_dict"].items()}
+        save_torch(self.folder / "net_latest.pth", weights)
+        if epoch is not None:
+            save_torch(self.folder / f"net_epoch{epoch}.pth", weights)
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Add a line to log.jsonl."""
+        if self.writes:
+            append_line(self.folder / "log.jsonl", json.dumps(plain(line)))
+
+    def show(self, step: int, values: dict[str, float], tag: str = "", images: Sequence[Tensor] = ()) -> None:
+        """Send values to TensorBoard, by tag, and a grid of images under `tag`: one row for each of `images`.
+
+        images: each (N, 3, H, W), RGB in [0, 1].
+        """
+        if not self.writes:
+            return
+        for name, value in values.items():
+            self.tensorboard.add_scalar(name, value, step)
+        if images:
+            from torchvision.utils import make_grid
+
+            grid = make_grid(torch.cat([row.float().clamp(0, 1) for row in images]), nrow=len(images[0]))
+            self.tensorboard.add_image(tag, grid, step)
+
+    def close(self) -> None:
+        """Finish TensorBoard's file."""
+        if self.writes:
+            self.tensorboard.close()
