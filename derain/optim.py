@@ -53,15 +53,7 @@ class Muon(torch.optim.Optimizer):
         adam = {"betas": (0.9, 0.999), "eps": 1e-8, "steps": 0}
         groups = [
             {"params": kernels, "lr": lr, "initial_lr": lr, **muon, **common},
-            {
-                "params": others,
-                "lr": adam_lr,
-                "initial_lr": adam_lr,
-                "betas": (0.9, 0.999),
-                "eps": 1e-8,
-                "steps": 0,
-                **common,
-            },
+            {"params": others, "lr": adam_lr, "initial_lr": adam_lr, **adam, **common},
         ]
         super().__init__([group for group in groups if group["params"]], {})
 
