@@ -7,6 +7,7 @@ import math
 import statistics
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,10 +56,12 @@ class Training:
         steps = settings.epochs * patches.steps_per_epoch
         self.last_step = math.inf if settings.minutes else min(steps, settings.max_steps or math.inf)
 
-    def take_step(self, data: DerainDataset, stop: bool = False) -> tuple[dict[str, float], bool]:
+    def take_step(
+        self, data: DerainDataset, interrupted: Callable[[], bool] = lambda: False
+    ) -> tuple[dict[str, float], bool]:
         """Train on one batch.
 
-        Returns the loss, its parts and the training PSNR, and whether any process wants to stop.
+        Returns the loss, its parts and the training PSNR, and whether any process was interrupted.
         Raises InputError if the loss is not finite.
         """
         batch = self.patches.at(self.step, self.progress)
@@ -77,7 +80,7 @@ class Training:
 
         mse = F.mse_loss(derained.detach().clamp(0, 1), clean)  # of this pass: another one would cost a quarter
         values = torch.stack([loss, l1_loss, ssim_loss, mse]).detach() * weight / self.processes.size
-        *values, stops = self.processes.sum(torch.cat([values.cpu(), torch.tensor([float(stop)])])).tolist()
+        *values, stops = self.processes.sum(torch.cat([values.cpu(), torch.tensor([float(interrupted())])])).tolist()
         if not math.isfinite(values[0]):
             names = ", ".join(sorted({data.names[patch.pair] for patch in batch}))
             raise InputError(
@@ -145,7 +148,7 @@ class Training:
                 began = time.perf_counter()
                 _, ssim_loss, l1_loss = self.loss_parts(network, batch, batch)
                 (ssim_loss + l1_loss).backward()
-                float(l1_loss)  # waits for a GPU
+                float(l1_loss.detach())  # waits for a GPU
                 elapsed.append(time.perf_counter() - began)
             times.append(min(elapsed))
         total = sum(stage.share for stage in stages)
@@ -171,7 +174,10 @@ class Training:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what state_dict returned."""
         self.network.load_state_dict(state["network"])
+        chosen = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, settings in zip(self.optimizer.param_groups, chosen, strict=True):
+            group |= {k: v for k, v in settings.items() if k not in ("steps", "running_norm")}  # --resume force
         if self.average is not None and state["average"] is not None:
             self.average.load_state_dict(state["average"])
         self.step, self.lr_scale, self.rollbacks = (state[k] for k in ("step", "lr_scale", "rollbacks"))

@@ -245,7 +245,7 @@ def run_steps(
     meter, guard, saved = Meter(training.step), DivergenceGuard(training), time.monotonic()
     with interrupts_noted() as interrupted:
         while training.step < training.last_step:
-            values, stop = training.take_step(data, interrupted())
+            values, stop = training.take_step(data, interrupted)
             if guard.diverged(values["loss"]):
                 guard.go_back(folder)
                 continue

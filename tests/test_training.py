@@ -1,17 +1,15 @@
-"""The training loop: it learns, it repeats itself bit for bit, it survives being stopped."""
+"""The training loop: it learns, repeats itself bit for bit, resumes after interrupts, recovers from divergence."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import itertools
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -19,53 +17,49 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, start, write_pairs
+import torch.nn.functional as F
+from conftest import ROOT, scene, start, write_pairs
+from torch import nn
 
 import train_rain100H
 import train_rain100L
-from derain import engine
+from derain import steps
+from derain import train as training
 from derain.cli import parse_settings
-from derain.evaluation import validate
+from derain.distributed import Processes
+from derain.evaluation import derain_image
 from derain.inference import fold
-from derain.settings import RECIPES, TrainSettings
-from derain.training import (
-    EpochBatches,
-    LeanDualAttention,
-    SingleSlopePReLU,
-    augmented,
-    learning_rate,
-    loss_parts,
-    moving_average,
-    speed_up,
-    workers_watched,
-)
-from DerainDataset import DerainDataset, find_pairs, prepare, read_pair, split_by_background
+from derain.steps import Training
+from derain.train import RECIPES, TrainSettings, validate
+from DerainDataset import DerainDataset, GridPatches, RandomPatches, find_pairs, prepare, read_pair, split_by_background
 from networks import DARGNet, load_network
-from SSIM import SSIM, psnr_y
-from utils import InputError, to_tensor
+from SSIM import SSIM, psnr_y, ssim_y
+from utils import InputError, set_seed, to_tensor
 
 State = dict[str, torch.Tensor]
+BEST = {**RECIPES["best"], "recipe": "best", "stages": ("32:2:0.5", "40:1:0.5"), "precision": "fp32"}
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> TrainSettings:
-    """Short training of the real network: 18 patches, 9 steps an epoch."""
+    """Short training of a small network: 18 patches, 9 steps an epoch."""
     return TrainSettings(
         data_path=write_pairs(tmp_path / "pairs", 2),
         save_path=tmp_path / "run",
         patch_size=32,
         stride=16,
         batch_size=2,
-        workers=0,
         device="cpu",
+        groups=1,
         max_steps=4,
     )
 
 
-def train(settings: TrainSettings, **changes: object) -> State:
-    """Train with some settings changed; returns net_latest.pth."""
+def train(settings: TrainSettings, network: nn.Module | None = None, **changes: object) -> State:
+    """Train with some settings changed, as the scripts do; returns net_latest.pth."""
     settings = dataclasses.replace(settings, **changes)
-    engine.train(settings)
+    set_seed(settings.seed)
+    training.train(settings, network or DARGNet(settings.channels, settings.groups))
     return torch.load(settings.save_path / "net_latest.pth", weights_only=True)
 
 
@@ -77,6 +71,18 @@ def log(settings: TrainSettings) -> list[dict]:
     return [json.loads(line) for line in (settings.save_path / "log.jsonl").read_text().splitlines()]
 
 
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Send this process SIGTERM while it takes a step (counted from 0)."""
+    original = Training.set_learning_rate
+
+    def set_learning_rate(self: Training) -> None:
+        if self.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self)
+
+    monkeypatch.setattr(Training, "set_learning_rate", set_learning_rate)
+
+
 def test_the_loss_falls(settings: TrainSettings) -> None:
     train(settings, epochs=3, max_steps=None)
     losses = [line["loss"] for line in log(settings) if "loss" in line]
@@ -85,78 +91,73 @@ def test_the_loss_falls(settings: TrainSettings) -> None:
     assert sorted(p.name for p in settings.save_path.glob("net_epoch*")) == [f"net_epoch{n}.pth" for n in (1, 2, 3)]
 
 
-def test_the_same_seed_gives_the_same_weights_bit_for_bit(settings: TrainSettings, tmp_path: Path) -> None:
-    first = train(settings, max_steps=20, epochs=3)
-    second = train(settings, max_steps=20, epochs=3, save_path=tmp_path / "again", workers=2)
-    other = train(settings, max_steps=1, save_path=tmp_path / "other", seed=1)
-    assert same(first, second)
-    assert not same(first, other)
+def test_the_loss_is_the_published_one(settings: TrainSettings) -> None:
+    """1 - SSIM + L1 of the first batch, from its parts, and the training PSNR of the same pass."""
+    weights = train(settings, max_steps=1, lr=1e-20)  # too small a step to change a weight
+    line = next(line for line in log(settings) if "loss" in line)
+    data = DerainDataset(settings.data_path.with_name("pairs.h5"), 32, 16)
+    rainy, clean = data.batch(GridPatches(data, 2, 0).at(0, 0))
+    network = DARGNet(groups=1)
+    network.load_state_dict(weights)
+    with torch.no_grad():
+        derained = network(rainy)
+    assert line["l1"] == pytest.approx((derained - clean).abs().mean().item(), abs=1e-6)
+    assert line["ssim_loss"] == pytest.approx(1 - SSIM()(derained, clean).item(), abs=1e-6)
+    assert line["loss"] == pytest.approx(line["l1"] + line["ssim_loss"], abs=1e-6)
+    error = (derained.clamp(0, 1) - clean).pow(2).mean().item()
+    assert line["psnr_rgb"] == pytest.approx(-10 * math.log10(error), abs=1e-4)
 
 
-@pytest.mark.parametrize("best", [False, True], ids=["published recipe", "every option"])
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(settings: TrainSettings, tmp_path: Path, best: bool) -> None:
-    """Stopped within the second epoch; the learning rate changes in it too."""
-    options: dict = {"epochs": 3, "milestones": (1, 2)}
-    if best:
-        options = {"epochs": 2, "schedule": "cosine", "warmup": 3, "ema": 0.9, "precision": "bf16"}
-        options |= {"augment": True, "recombine": True, "gain": 0.3}
-    steps = 14
-    whole = train(settings, max_steps=steps, save_path=tmp_path / "whole", **options)
-
-    stop_at, count = 11, 0
-    original = engine.learning_rate
-
-    def stop(*arguments: object) -> float:
-        nonlocal count
-        count += 1
-        if count == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(*arguments)
-
-    engine.learning_rate = stop
-    try:
-        train(settings, max_steps=steps, **options)
-    finally:
-        engine.learning_rate = original
-    state = torch.load(settings.save_path / "state_latest.pth", weights_only=True)
-    assert state["step"] == stop_at
-    assert same(train(settings, max_steps=steps, **options), whole)
-
-
-def test_stopping_at_an_epochs_end_loses_nothing_of_it(
-    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("options", [{}, BEST], ids=["paper", "best"])
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(
+    settings: TrainSettings, tmp_path: Path, options: dict
 ) -> None:
-    original = engine.augmented
+    options = options | {"max_steps": 6}
+    first = train(settings, **options)
+    assert same(first, train(settings, **options, save_path=tmp_path / "again"))
+    assert not same(first, train(settings, **options, save_path=tmp_path / "other", seed=1))
 
-    def stop(*arguments: object) -> object:
-        if arguments[3] == 8:  # the ninth and last step of the first epoch
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(*arguments)
 
-    monkeypatch.setattr(engine, "augmented", stop)
-    train(settings, epochs=2, max_steps=None, augment=True)
+@pytest.mark.parametrize("best", [False, True], ids=["paper", "best"])
+def test_an_interrupted_run_resumes_bit_for_bit(
+    settings: TrainSettings, tmp_path: Path, best: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted within the second epoch; the learning rate and the patches change later on."""
+    options: dict = {"epochs": 3, "milestones": (1, 2), "augment": True}
+    if best:
+        options = BEST | {"warmup": 3, "ema": 0.9, "recombine": 0.5}
+    whole = train(settings, max_steps=14, save_path=tmp_path / "whole", **options)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 10)
+        train(settings, max_steps=14, **options)
+    assert torch.load(settings.save_path / "state_latest.pth", weights_only=True)["step"] == 11
+    assert same(train(settings, max_steps=14, **options), whole)
+
+
+def test_an_interrupt_at_an_epochs_end_loses_nothing(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_at(monkeypatch, 8)  # the ninth and last step of the first epoch
+    train(settings, epochs=2, max_steps=None)
     assert (settings.save_path / "net_epoch1.pth").exists()
     assert [line["epoch"] for line in log(settings) if "loss" in line] == [1]
 
 
-def test_a_real_run_saves_when_told_to_stop(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_real_run_saves_when_interrupted(tmp_path: Path) -> None:
     """The real command, SIGTERM after its first lines, and the same command again."""
     write_pairs(tmp_path / "pairs", 2)
-    arguments = ("--data_path", "pairs", "--save_path", "run", "--patch_size", "32", "--stride", "16")
-    arguments += ("--batch_size", "2", "--device", "cpu", "--workers", "1", "--max_steps")
+    arguments = ("--data_path", "pairs", "--save_path", "run", "--patch_size", "32", "--stride", "16", "--groups", "1")
+    arguments += ("--batch_size", "2", "--device", "cpu", "--max_steps")
     command = [sys.executable, "-u", str(ROOT / "train_rain100L.py"), *arguments]
     process = subprocess.Popen(
         [*command, "100000"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
-    lines = []
     for line in process.stdout:
-        lines.append(line)
-        if line.startswith("epoch 1/"):
-            os.killpg(process.pid, signal.SIGTERM)  # to its workers too, as schedulers do
+        if line.startswith("step 1/"):
+            os.killpg(process.pid, signal.SIGTERM)
             break
     rest, _ = process.communicate(timeout=100)
     assert process.returncode == 0
-    assert "the same command goes on" in rest
+    assert "the same command resumes here" in rest
     step = torch.load(tmp_path / "run/state_latest.pth", weights_only=True)["step"]
     assert 1 <= step < 1000
     again = subprocess.run(
@@ -172,10 +173,10 @@ def test_a_finished_run_is_left_alone(settings: TrainSettings, capsys: pytest.Ca
     assert same(train(settings), weights)
     assert "already trained for 4 steps" in capsys.readouterr().out
     assert (settings.save_path / "state_latest.pth").stat().st_mtime_ns == before
-    assert not same(train(settings, max_steps=5), weights)  # more steps go on
+    assert not same(train(settings, max_steps=5), weights)  # more steps continue it
 
 
-def test_changed_settings_are_refused_with_the_differences(settings: TrainSettings) -> None:
+def test_changed_settings_are_rejected_with_the_differences(settings: TrainSettings, tmp_path: Path) -> None:
     weights = train(settings)
     with pytest.raises(InputError, match=r"lr 0\.001 -> 0\.01, seed 0 -> 7.*--resume force"):
         train(settings, lr=0.01, seed=7, max_steps=6)
@@ -184,146 +185,84 @@ def test_changed_settings_are_refused_with_the_differences(settings: TrainSettin
     assert same(torch.load(settings.save_path / "net_latest.pth", weights_only=True), weights)
     train(settings, lr=0.01, resume="force", max_steps=5)
     assert log(settings)[-1]["lr"] == 0.01
+    train(settings, **BEST, save_path=tmp_path / "best")
+    with pytest.raises(InputError, match="max_steps 4 -> 6"):  # its learning rate has already fallen to 0
+        train(settings, **BEST, save_path=tmp_path / "best", max_steps=6)
 
 
-def test_a_damaged_state_falls_back_to_the_one_before(
-    settings: TrainSettings, capsys: pytest.CaptureFixture[str]
-) -> None:
-    whole = train(settings, epochs=2, max_steps=None)  # saved at steps 9 and 18
+@pytest.mark.parametrize("content", [b"", b"damaged", None])
+def test_a_damaged_state_is_rejected_and_kept(settings: TrainSettings, content: bytes | None) -> None:
+    train(settings)
     latest = settings.save_path / "state_latest.pth"
-    latest.write_bytes(latest.read_bytes()[:10000])
-    assert same(train(settings, epochs=2, max_steps=None), whole)
-    shown = capsys.readouterr().out
-    assert "state_latest.pth: damaged" in shown
-    assert (settings.save_path / "state_latest.pth.damaged").exists()  # and not in the place of the good one
-    assert "step 9" in shown
-    for path in (latest, settings.save_path / "state_previous.pth"):
-        path.write_bytes(b"")
-    with pytest.raises(InputError, match="no training state is whole"):
-        train(settings, epochs=2, max_steps=None)
+    damaged = latest.read_bytes()[:10000] if content is None else content
+    latest.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"state_latest\.pth: damaged.*remove it.*--init .*net_latest\.pth"):
+        train(settings, max_steps=6)
+    assert latest.read_bytes() == damaged
 
 
-def test_a_loss_that_is_no_number_stops_the_run(settings: TrainSettings) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run(settings: TrainSettings) -> None:
     train(settings, max_steps=2)
     before = (settings.save_path / "state_latest.pth").read_bytes()
-    with pytest.raises(InputError, match=r"step \d+: the loss is (nan|inf) on patches of rainy/rain-.*last good state"):
+    with pytest.raises(InputError, match=r"step \d+: the loss is (nan|inf) on patches of rainy/rain-.*last training s"):
         train(settings, max_steps=60, lr=1e12, resume="force")
     assert (settings.save_path / "state_latest.pth").read_bytes() == before
 
 
-def test_validation_measures_the_saved_weights_on_whole_pairs(settings: TrainSettings, tmp_path: Path) -> None:
-    write_pairs(tmp_path / "pairs", 4)
-    train(settings, validation=2, max_steps=3, ema=0.9)
-    line = next(line for line in log(settings) if "validation" in line)
-    data = DerainDataset(tmp_path / "pairs.h5", 32, 16)
-    _, held_out = split_by_background(data.backgrounds, 2, settings.seed)
-    network = fold(load_network(settings.save_path / "net_latest.pth"))
-    figures = []
-    for pair in held_out:
-        rainy, clean = data.whole_pair(pair)
-        figures.append(psnr_y(engine.derain_image(network, rainy), clean))
-    assert (line["validation"], line["step"]) == (2, 3)
-    assert line["psnr_y"] == pytest.approx(np.mean(figures), abs=1e-6)
-    events = b"".join(path.read_bytes() for path in (settings.save_path / "tensorboard").glob("events*"))
-    assert b"validation/psnr_y" in events
-    assert b"validation/rainy_derained_clean" in events
-
-
-def test_validation_shows_the_same_middles_each_time(network: DARGNet, tmp_path: Path) -> None:
-    data = DerainDataset(prepare(write_pairs(tmp_path / "pairs", 5), log=lambda _: None), 32, 16)
-    _, (rainy, derained, clean) = validate(network, data, range(5), "fp32")
-    assert rainy.shape == derained.shape == clean.shape == (4, 3, 64, 64)
-    for pair in range(4):
-        images = data.whole_pair(pair)
-        for shown, image in zip((rainy, clean), images, strict=True):
-            assert torch.equal(shown[pair], to_tensor(image[:, 4:68])[0])
-        expected = engine.derain_image(fold(network), images[0])
-        assert torch.equal(derained[pair], to_tensor(expected[:, 4:68])[0])
-
-
-# ---------------------------------------------------------------- the parts
-
-
-def test_every_patch_once_an_epoch_in_an_order_of_its_own() -> None:
-    batches = EpochBatches(21, 8, seed=5)
-    assert batches.per_epoch == 3  # the last one is smaller
-    epochs = []
-    for epoch in (0, 1):
-        batches.start(epoch)
-        epochs.append([i for batch in batches for i in batch])
-        assert sorted(epochs[-1]) == list(range(21))
-    assert epochs[0] != epochs[1]
-    batches.start(1, first=2)
-    assert len(batches) == 1
-    assert list(batches) == [epochs[1][16:]]
-
-
-def test_the_published_learning_rate() -> None:
-    settings = TrainSettings()
-    rates = {epoch: learning_rate(settings, 10 * epoch + 9, 10, 1000) for epoch in (0, 39, 40, 59, 60, 79, 80, 99)}
-    expected = {0: 1e-3, 39: 1e-3, 40: 2e-4, 59: 2e-4, 60: 4e-5, 79: 4e-5, 80: 8e-6, 99: 8e-6}
-    assert rates == pytest.approx(expected)
-    assert learning_rate(dataclasses.replace(settings, milestones=(0.5,)), 5, 10, 1000) == pytest.approx(2e-4)
-
-
-def test_the_cosine_learning_rate() -> None:
-    settings = TrainSettings(schedule="cosine", warmup=10, lr=0.1)
-    rates = [learning_rate(settings, step, 1, 110) for step in range(110)]
-    assert rates[0] == pytest.approx(0.01)
-    assert rates[9] == rates[10] == pytest.approx(0.1)
-    assert rates[60] == pytest.approx(0.05)
-    assert rates[109] < 0.0001
-    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
-
-
-def test_flips_keep_pairs_together_and_rain_upright() -> None:
-    rainy = torch.arange(64 * 3 * 4 * 4, dtype=torch.float32).reshape(64, 3, 4, 4)
-    settings = TrainSettings(augment=True)
-    flipped, clean = augmented(rainy, rainy + 1, settings, step=7)
-    assert torch.equal(flipped + 1, clean)
-    seen = set()
-    for before, after in zip(rainy, flipped, strict=True):
-        forms = [before, before.flip(-1), before.flip(-2), before.flip(-1, -2)]
-        seen |= {i for i, form in enumerate(forms) if torch.equal(form, after)}
-    assert seen == {0, 1, 2, 3}
-    again, _ = augmented(rainy, rainy, settings, step=7)
-    assert torch.equal(again, flipped)
-    assert not torch.equal(augmented(rainy, rainy, settings, step=8)[0], flipped)
-    assert augmented(rainy, clean, TrainSettings(), step=7) == (rainy, clean)
-
-
-def test_rain_of_other_patches_stronger_or_fainter() -> None:
-    """Each layer is constant, so that it can be told whose it was and what became of it."""
-    clean = torch.linspace(0, 0.5, 8).view(8, 1, 1, 1).expand(8, 3, 4, 4)
-    layers = torch.arange(1, 9).view(8, 1, 1, 1) / 20
-    rainy = (clean + layers).clamp(max=1)
-    for gain in (0.0, 0.2):
-        settings = TrainSettings(recombine=True, gain=gain)
-        found, same_clean = augmented(rainy, clean, settings, step=3)
-        assert torch.equal(clean, same_clean)
-        added = (found - clean)[:, 0, 0, 0]
-        if gain == 0:
-            assert added.tolist() != pytest.approx(layers.flatten().tolist())
-            assert sorted(added.tolist()) == pytest.approx(layers.flatten().tolist())
-    stronger = (augmented(rainy, clean, TrainSettings(gain=0.2), step=3)[0] - clean)[:, 0, 0, 0] / layers.flatten()
-    assert ((stronger > 0.79) & (stronger < 1.21)).all()
-    assert stronger.std() > 0.05
-    white = torch.ones(2, 3, 4, 4)
-    assert torch.equal(augmented(white, white, TrainSettings(recombine=True, gain=0.5), step=0)[0], white)
-
-
 @pytest.mark.parametrize(
-    "error", [RuntimeError("DataLoader worker (pid 7) is killed"), EOFError(), ConnectionResetError("by peer")]
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "--epochs 0: must be a number above 0"),
+        ({"lr": math.nan}, "--lr nan"),
+        ({"minutes": -1}, "--minutes -1"),
+        ({"ema": 1.0}, r"--ema 1\.0: must be between"),
+        ({"stages": ("64:4",)}, "--stages 64:4: each must be SIDE:BATCH:SHARE"),
+        ({"stages": ("64:4:-1",)}, "--stages"),
+        ({"recombine": 0.5}, "--recombine 0.5: needs random crops"),
+        ({"minutes": 1, "max_steps": 5}, "only one of them"),
+        ({"validation": 1, "validation_path": Path()}, "only one of them"),
+        ({"data_path": Path("nowhere")}, r"nowhere: no such folder.*derain\.data\.synthesize"),
+    ],
 )
-def test_the_death_of_a_worker_is_told_however_it_shows(error: Exception) -> None:
-    with pytest.raises(InputError, match="a process that reads patches died"), workers_watched():
-        raise error
+def test_settings_that_make_no_sense(settings: TrainSettings, change: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        train(settings, **change)
+    assert not settings.save_path.exists()
 
 
-@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), OSError("no space left")])
-def test_other_errors_stay_what_they_are(error: Exception) -> None:
-    with pytest.raises(type(error), match=str(error)), workers_watched():
-        raise error
+def test_stages_larger_than_an_image_name_it(settings: TrainSettings) -> None:
+    with pytest.raises(InputError, match=r"rainy/rain-001\.png is 72x64, smaller than a patch of 65"):
+        train(settings, **BEST | {"stages": ("32:1:0.9", "65:1:0.1")})
+
+
+# ---------------------------------------------------------------- precision, averaging, the recipes
+
+
+def test_precision_is_what_the_network_computes_in(settings: TrainSettings, tmp_path: Path) -> None:
+    seen = []
+
+    class Spy(DARGNet):
+        def forward(self, rainy: torch.Tensor) -> torch.Tensor:
+            result = super().forward(rainy)
+            seen.append(result.dtype)
+            return result
+
+    for precision in ("fp32", "bf16"):
+        train(settings, Spy(groups=1), precision=precision, max_steps=1, save_path=tmp_path / precision)
+    assert torch.float32 in seen
+    assert torch.bfloat16 in seen
+
+
+def test_the_saved_weights_are_the_moving_average(settings: TrainSettings, tmp_path: Path) -> None:
+    """Two steps, averaged by hand from the weights after each of them: 2/11 of the way to the second."""
+    first = train(settings, max_steps=1, save_path=tmp_path / "1")
+    second = train(settings, max_steps=2, save_path=tmp_path / "2")
+    averaged = train(settings, max_steps=2, save_path=tmp_path / "3", ema=0.999)
+    for name, value in averaged.items():
+        assert torch.allclose(value, first[name].lerp(second[name], 1 - 2 / 11), atol=1e-7), name
+    assert not same(averaged, second)
+    loaded = load_network(tmp_path / "3/state_latest.pth").state_dict()  # a training state gives the same weights
+    assert same(loaded, averaged)
 
 
 @pytest.mark.parametrize("script", [train_rain100H, train_rain100L])
@@ -333,11 +272,197 @@ def test_recipes(script: ModuleType) -> None:
         dataclasses.asdict(parse_settings(script.Settings, "", arguments))
         for arguments in ([], ["--recipe", "best"], ["--schedule", "multistep", "--no-augment", "--recipe", "best"])
     )
-    assert paper == dataclasses.asdict(script.Settings())
-    published = {"batch_size": 8, "lr": 1e-3, "milestones": (40, 60, 80), "epochs": 100, "ema": 0, "augment": False}
+    published = {
+        "batch_size": 8,
+        "patch_size": 100,
+        "stride": 80,
+        "lr": 1e-3,
+        "epochs": 100,
+        "milestones": (40, 60, 80),
+    }
+    published |= {
+        "milestones": (40, 60, 80),
+        "schedule": "multistep",
+        "optimizer": "adam",
+        "start": "random",
+        "stages": (),
+        "ema": 0,
+    }
+    published |= {"augment": False, "precision": "fp32", "recombine": 0, "validation": 0, "init": None}
     assert paper.items() >= published.items()
-    assert best == paper | RECIPES["best"] | {"recipe": "best"}
+    assert (paper["flip"], paper["strict"]) == ((False, True) if script is train_rain100H else (True, False))
+    changed = {"optimizer": "muon", "start": "identity", "schedule": "linear", "warmup": 100, "augment": True}
+    changed |= {"precision": "auto", "stages": ("64:4:0.5", "100:2:0.33", "160:1:0.17")}
+    assert best.items() >= changed.items()
+    assert {name for name in best if best[name] != paper[name]} == set(changed) | {"epochs", "recipe"}
     assert own == best | {"schedule": "multistep", "augment": False}
+
+
+def test_strict_training_leaves_the_test_backgrounds_out(
+    settings: TrainSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1,800 numbered pairs, hard links to a few files: 1,254 are packed."""
+    pairs = find_pairs(settings.data_path)
+    folder = tmp_path / "RainTrainH"
+    folder.mkdir()
+    for number in range(1, 1801):
+        pair = pairs[number % 2]
+        (folder / f"rain-{number}.png").hardlink_to(pair.rainy)
+        (folder / f"norain-{number}.png").hardlink_to(pair.clean)
+    train(settings, data_path=folder, strict=True, max_steps=1)
+    assert "1254 pairs, step 0" in capsys.readouterr().out
+    assert len(DerainDataset(tmp_path / "RainTrainH.strict.h5", 32, 16).pairs) == 1254
+
+
+# ---------------------------------------------------------------- identity, minutes, divergence
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_identity_start(seed: int) -> None:
+    """The output is within 0.1 of the image on average, in each channel a copy of it up to brightness and contrast."""
+    torch.manual_seed(seed)
+    network = DARGNet()
+    x = to_tensor(scene(seed)[0])
+    before = (network(x) - x).abs().mean().item()
+    network.start_as_identity()
+    y = network(x)
+    assert (y - x).abs().mean().item() < 0.1 < before
+    for first, second in zip(x[0], y[0].detach(), strict=True):
+        assert np.corrcoef(first.flatten(), second.flatten())[0, 1] > 0.95
+    F.mse_loss(y, x * 0.5).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_a_run_starts_as_the_identity_if_asked(settings: TrainSettings, tmp_path: Path) -> None:
+    started = train(settings, start="identity", lr=1e-20, max_steps=1)
+    set_seed(0)
+    network = DARGNet(groups=1)
+    network.start_as_identity()
+    assert all(torch.allclose(started[name], value, atol=1e-6) for name, value in network.state_dict().items())
+
+
+class Clock:
+    """Stands in for the time module: every step takes `pace` seconds, by the side of its patches."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, pace: Callable[[int], float]) -> None:
+        self.now = 0.0
+        original = Training.loss_parts
+
+        def loss_parts(training: Training, network: nn.Module, rainy: torch.Tensor, clean: torch.Tensor) -> object:
+            self.now += pace(rainy.shape[-1])
+            return original(training, network, rainy, clean)
+
+        monkeypatch.setattr(Training, "loss_parts", loss_parts)
+        monkeypatch.setattr(steps, "time", self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
+
+
+def test_minutes_fix_the_number_of_steps(
+    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps of 10 and, in the second half, of 20 seconds: 30 minutes are about 120 of them, 60 and 60."""
+    clock = Clock(monkeypatch, lambda side: 10.0 if side == 32 else 20.0)
+    options = BEST | {"minutes": 30.0, "max_steps": None}
+    train(settings, **options)
+    state = torch.load(settings.save_path / "state_latest.pth", weights_only=True)
+    assert state["step"] == state["last_step"]
+    assert 100 <= state["step"] <= 130
+    assert 0.9 < (clock.now - 4 * 30) / (60 * 30) < 1.1  # but for the steps that measured the stages
+    assert f"{state['step']} steps in 30 minutes" in capsys.readouterr().out
+    assert log(settings)[-1]["lr"] < 2e-4  # fully decayed, from 0.01
+
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 40)
+        train(settings, **options, save_path=tmp_path / "interrupted")
+    state = torch.load(tmp_path / "interrupted/state_latest.pth", weights_only=True)
+    Clock(monkeypatch, lambda side: 1.0)  # the machine is faster afterwards: the number of steps stays
+    train(settings, **options, save_path=tmp_path / "interrupted")
+    assert torch.load(tmp_path / "interrupted/state_latest.pth", weights_only=True)["step"] == state["last_step"]
+
+
+def test_paper_in_minutes_keeps_its_schedule(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch, lambda side: 10.0)
+    train(settings, minutes=15.0, max_steps=None)
+    lines = [line for line in log(settings) if "loss" in line]
+    assert lines[-1]["step"] == pytest.approx(90, abs=2)
+    rates = {line["step"]: line["lr"] for line in lines}
+    assert rates[36] == pytest.approx(1e-3)
+    assert rates[45] == pytest.approx(2e-4)  # after 40 % of the run
+    assert rates[72] == pytest.approx(4e-5)
+    assert rates[81] == pytest.approx(8e-6)
+
+
+@pytest.mark.parametrize("times", [1, 4])
+def test_a_diverging_run_goes_back_and_lowers_its_learning_rate(
+    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], times: int
+) -> None:
+    """From step 700 on the weights are spoilt until the run has gone back `times` times."""
+    original = Training.take_step
+
+    def take_step(self: Training, *arguments: object) -> object:
+        values, stop = original(self, *arguments)
+        if self.rollbacks < times and self.step > 700:
+            values["loss"] = 100.0
+        return values, stop
+
+    class Tiny(nn.Conv2d):
+        def __init__(self) -> None:
+            super().__init__(3, 3, 3, padding=1)
+
+    monkeypatch.setattr(Training, "take_step", take_step)
+    monkeypatch.setattr(training, "speed_up", lambda *_, **__: None)
+    options = {"epochs": 200, "max_steps": 1000, "schedule": "linear"}
+    if times == 4:
+        with pytest.raises(InputError, match=r"diverged four times.*keeps the last training state.*lower --lr"):
+            train(settings, Tiny(), **options)
+        return
+    train(settings, Tiny(), **options)
+    (line,) = [line for line in log(settings) if "diverged" in line]
+    assert line["back_to"] in (0, 500)
+    assert 700 < line["diverged"] < 760
+    assert line["lr_scale"] == 0.5
+    assert "diverged; back to step" in capsys.readouterr().out
+    state = torch.load(settings.save_path / "state_latest.pth", weights_only=True)
+    assert (state["step"], state["rollbacks"], state["lr_scale"]) == (1000, 1, 0.5)
+
+
+# ---------------------------------------------------------------- validation, initial weights, own networks
+
+
+def test_validation_measures_the_saved_weights_on_whole_pairs(settings: TrainSettings, tmp_path: Path) -> None:
+    write_pairs(tmp_path / "pairs", 4)
+    train(settings, validation=2, max_steps=3, validate_every=2, ema=0.9)
+    lines = [line for line in log(settings) if "validation" in line]
+    assert [(line["validation"], line["step"]) for line in lines] == [(2, 2), (2, 3)]
+    data = DerainDataset(tmp_path / "pairs.h5", 32, 16)
+    _, held_out = split_by_background(data.backgrounds, 2, settings.seed)
+    network = load_network(settings.save_path / "net_latest.pth")
+    scores = []
+    for rainy, clean in (data.whole_pair(pair) for pair in held_out):
+        with torch.no_grad():  # the plain network, rounded here
+            derained = network(to_tensor(rainy))[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+        scores.append((psnr_y(derained, clean), ssim_y(derained, clean)))
+    assert (lines[-1]["psnr_y"], lines[-1]["ssim_y"]) == pytest.approx(tuple(np.mean(scores, axis=0)), abs=1e-3)
+    events = b"".join(path.read_bytes() for path in (settings.save_path / "tensorboard").glob("events*"))
+    assert b"validation/psnr_y" in events
+    assert b"rainy_derained_clean" in events
+
+
+def test_validation_shows_crops_of_the_first_pairs(network: DARGNet, tmp_path: Path) -> None:
+    data = DerainDataset(prepare(write_pairs(tmp_path / "pairs", 5), log=lambda _: None), 32, 16)
+    _, (rainy, derained, clean) = validate(network, data, "fp32")
+    assert rainy.shape == derained.shape == clean.shape == (4, 3, 64, 64)
+    for pair in range(4):
+        images = data.whole_pair(pair)
+        for shown, image in zip((rainy, clean), images, strict=True):
+            assert torch.equal(shown[pair], to_tensor(image[:, :64])[0])
+        expected = derain_image(fold(network), images[0])
+        assert torch.equal(derained[pair], to_tensor(expected[:, :64])[0])
 
 
 def test_validation_on_a_folder_of_its_own(settings: TrainSettings, tmp_path: Path) -> None:
@@ -345,15 +470,13 @@ def test_validation_on_a_folder_of_its_own(settings: TrainSettings, tmp_path: Pa
     weights = train(settings, validation_path=folder)
     (line,) = [line for line in log(settings) if "validation" in line]
     assert (line["validation"], line["step"]) == (3, 4)
-    network = DARGNet()
+    network = DARGNet(groups=1)
     network.load_state_dict(weights)
-    figures = []
+    scores = []
     for pair in find_pairs(folder):
         rainy, clean = read_pair(pair)
-        figures.append(psnr_y(engine.derain_image(fold(network), rainy), clean))
-    assert line["psnr_y"] == pytest.approx(np.mean(figures), abs=1e-3)
-    with pytest.raises(InputError, match="only one"):
-        train(settings, validation_path=folder, validation=1)
+        scores.append(psnr_y(derain_image(fold(network), rainy), clean))
+    assert line["psnr_y"] == pytest.approx(np.mean(scores), abs=1e-3)
 
 
 def test_training_leaves_out_the_backgrounds_of_the_validation_folder(
@@ -367,121 +490,55 @@ def test_training_leaves_out_the_backgrounds_of_the_validation_folder(
     cv2.imwrite(str(folder / "norain-1.png"), clean)
     cv2.imwrite(str(folder / "rain-1.png"), cv2.add(clean, 30))
     train(settings, validation_path=folder)
-    assert f"pairs left out of training because {folder} shows their background: 1 of 2" in capsys.readouterr().out
+    assert f"1 of 2 pairs left out: {folder} shows their backgrounds" in capsys.readouterr().out
     data = DerainDataset(prepare(settings.data_path), 32, 16)
     assert data.unshared_pairs(DerainDataset(prepare(folder), 32, 16)) == [i for i in data.pairs if i != 1]
     with pytest.raises(InputError, match=r"every pair shows a background of .*validate on other pairs"):
         train(settings, validation_path=settings.data_path, resume="never")
 
 
-def test_training_can_begin_with_given_weights(settings: TrainSettings, tmp_path: Path) -> None:
+def test_training_can_start_from_given_weights(settings: TrainSettings, tmp_path: Path) -> None:
     first = train(settings)
     second = train(settings, init=settings.save_path, save_path=tmp_path / "second", lr=1e-20)
     assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
     (tmp_path / "foreign.pth").write_bytes(b"not weights")
     with pytest.raises(InputError, match="foreign"):
         train(settings, init=tmp_path / "foreign.pth", save_path=tmp_path / "third")
-    assert not (tmp_path / "third").exists()
 
 
-def test_the_moving_average_forgets_its_beginning() -> None:
-    update, average = moving_average(0.99), torch.zeros(1)
-    for count in range(2000):
-        update([average], [torch.ones(1) if count > 5 else torch.full((1,), 100.0)], count)
-    assert average.item() == pytest.approx(1, abs=1e-3)
-    fixed = torch.zeros(1)
-    update([fixed], [torch.ones(1)], 10**6)
-    assert fixed.item() == pytest.approx(0.01)
+class OwnNetwork(nn.Module):
+    """A network of a user's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.PReLU(32))
+        self.last = nn.Conv2d(32, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - self.last(self.layers(x))
 
 
-def test_the_training_psnr_is_of_the_batches(settings: TrainSettings) -> None:
-    weights = train(settings, max_steps=1, lr=1e-20)  # too small a step to change a weight
-    line = next(line for line in log(settings) if "loss" in line)
-    data, batches = DerainDataset(settings.data_path.with_name("pairs.h5"), 32, 16), EpochBatches(18, 2, 0)
-    rainy, clean = (torch.stack(side) for side in zip(*(data[i] for i in next(iter(batches))), strict=True))
-    network = DARGNet()
-    network.load_state_dict(weights)
-    with torch.no_grad():
-        error = (network(rainy).clamp(0, 1) - clean).pow(2).mean().item()
-    assert line["psnr_rgb"] == pytest.approx(-10 * math.log10(error), abs=1e-4)
-
-
-@pytest.mark.parametrize("slope", [0.25, -0.1])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_faster_prelu_is_a_prelu(slope: float, dtype: torch.dtype) -> None:
-    x = torch.randn(2, 3, 9, 11, generator=torch.Generator().manual_seed(0)).to(dtype)
-    network = torch.nn.Sequential(torch.nn.PReLU(init=slope))
-    results = []
-    for faster in (False, True):
-        if faster:
-            speed_up(network)
-        network.zero_grad()
-        x = x.detach().requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            y = network(x)
-        y.backward(torch.linspace(-1, 1, y.numel()).view_as(y).to(y.dtype))
-        results.append((y.detach(), x.grad, network[0].weight.grad))
-    assert list(network.state_dict()) == ["0.weight"]
-    for plain, faster in zip(*results, strict=True):
-        assert plain.dtype == faster.dtype
-        assert torch.allclose(plain, faster, rtol=1e-5 if dtype == torch.float32 else 1e-2)
-
-
-def steps(network: DARGNet, half: bool, compiled: bool = False) -> tuple[list[float], State]:
-    """The losses of three steps of plain gradient descent on a fixed batch, and the weights after them."""
-    generator = torch.Generator().manual_seed(0)
-    rainy, clean = (torch.rand(2, 3, 24, 32, generator=generator) for _ in range(2))
-    optimizer, similarity, found = torch.optim.SGD(network.parameters(), lr=0.01), SSIM(), []
-    if compiled:
-        network.compile(dynamic=False)
-    for _ in range(3):
-        _, dissimilarity, difference = loss_parts(network, similarity, rainy, clean, half)
-        optimizer.zero_grad()
-        (dissimilarity + difference).backward()
-        optimizer.step()
-        found.append((dissimilarity + difference).item())
-    return found, network.state_dict()
-
-
-@pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("prelus", [False, True], ids=["PReLUs as they are", "faster PReLUs"])
-def test_the_faster_network_takes_the_same_steps(network: DARGNet, half: bool, prelus: bool) -> None:
-    plain, faster = copy.deepcopy(network), copy.deepcopy(network)
-    speed_up(faster, prelus)
-    classes = {type(module) for module in faster.modules()}
-    assert LeanDualAttention in classes
-    assert (SingleSlopePReLU in classes) == prelus
-    (losses_plain, state_plain), (losses_faster, state_faster) = steps(plain, half), steps(faster, half)
-    assert losses_faster == pytest.approx(losses_plain, abs=5e-3 if half else 1e-5)
-    assert losses_plain[2] < losses_plain[0] - 1e-3  # so there were steps to compare
-    assert list(state_plain) == list(state_faster)
-    if not half:
-        for name, value in state_plain.items():
-            assert torch.allclose(value, state_faster[name], atol=2e-5), name
-
-
-@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="torch.compile needs a C++ compiler")
-def test_the_compiled_network_takes_the_same_steps() -> None:
-    """A small one: compiling the whole network takes a minute. Compiled again it repeats itself bit for bit."""
-    networks = [DARGNet(channels=8, groups=1) for _ in range(3)]
-    for network in networks[1:]:
-        network.load_state_dict(networks[0].state_dict())
-        speed_up(network, prelus=False)
-    losses_plain, _ = steps(networks[0], half=False)
-    losses_compiled, state = steps(networks[1], half=False, compiled=True)
-    assert losses_compiled == pytest.approx(losses_plain, abs=1e-5)
-    torch.compiler.reset()
-    assert same(state, steps(networks[2], half=False, compiled=True)[1])
-
-
-def test_compile_without_a_compiler_is_refused_in_one_line(
-    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("options", [{}, BEST], ids=["paper", "best"])
+def test_a_network_of_ones_own_trains_validates_and_resumes(
+    settings: TrainSettings, tmp_path: Path, options: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch.compiler.reset()
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, str(settings.save_path / "no-compiler")))
-    with pytest.raises(InputError, match=r"--compile: .*no-compiler.*leave --compile out") as told:
-        train(settings, compile=True)
-    assert "\n" not in str(told.value)
+    options = options | {"validation": 1, "max_steps": 12}
+    whole = train(settings, OwnNetwork(), **options, save_path=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5)
+        train(settings, OwnNetwork(), **options)
+    assert same(train(settings, OwnNetwork(), **options), whole)
+    OwnNetwork().load_state_dict(whole)
+
+
+def test_an_own_loss_is_used(settings: TrainSettings) -> None:
+    class Half(nn.Module):
+        def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+            return first.mean() * 0 + 0.5
+
+    set_seed(0)
+    training.train(dataclasses.replace(settings, max_steps=1), DARGNet(groups=1), ssim=Half())
+    assert log(settings)[-1]["ssim_loss"] == 0.5
 
 
 # ---------------------------------------------------------------- several processes
@@ -493,9 +550,14 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["paper", "best"])
+def test_two_processes_train_as_one(tmp_path: Path, recipe: str) -> None:
     """Under torchrun, with an odd batch and an odd rest: the same losses as one process, epoch by epoch."""
-    flags = ("--stride", "16", "--batch_size", "5", "--epochs", "3", "--workers", "0", "--no-flip")
+    flags = ("--stride", "16", "--batch_size", "5", "--epochs", "2", "--no-flip", "--groups", "1")
+    if recipe == "best":
+        flags = ("--recipe", "best", "--stages", "32:3:0.6", "40:1:0.4", "--max_steps", "8", "--groups", "1")
+        flags += ("--precision", "fp32")
     found = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
@@ -505,18 +567,32 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         found.append(losses(folder))
         weights = load_network(folder / "run/net_latest.pth")
         assert all(torch.isfinite(p).all() for p in weights.parameters())
-    assert len(found[0]) == 3
     assert found[1] == pytest.approx(found[0], abs=1e-4)
-    assert "2 processes" in (tmp_path / "2/output.txt").read_text()
 
 
 def test_the_parts_of_a_batch_weigh_what_they_hold() -> None:
-    whole = EpochBatches(11, 4, seed=0)
-    parts = [EpochBatches(11, 4, seed=0, rank=rank, size=3) for rank in range(3)]
-    for step, batch in enumerate(whole):
-        given = [list(part)[step] for part in parts]
-        weights = [part.weight(step) for part in parts]
+    processes = [Processes() for _ in range(3)]
+    for rank, process in enumerate(processes):
+        process.rank, process.size = rank, 3
+    for size in (1, 2, 4, 6):
+        batch = list(range(size))
+        parts, weights = zip(*(process.share(batch) for process in processes), strict=True)
         assert sum(weights) == pytest.approx(3)
-        assert [w * len(batch) / 3 for w in weights] == pytest.approx([len(batch[rank::3]) for rank in range(3)])
-        assert sorted(i for g, w in zip(given, weights, strict=True) if w for i in g) == sorted(batch)
-    assert EpochBatches(11, 4, seed=0).weight(2) == 1
+        assert sorted(i for part, weight in zip(parts, weights, strict=True) if weight for i in part) == batch
+        # A mean over the batch is the mean over the processes of weight times the part's mean.
+        mean = sum(w * sum(part) / len(part) for part, w in zip(parts, weights, strict=True)) / 3
+        assert mean == pytest.approx(sum(batch) / size)
+
+
+def test_random_patches_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+    data = DerainDataset(prepare(write_pairs(tmp_path / "pairs", 3), log=lambda _: None), 16, 16)
+    patches = RandomPatches(data, settings_stages(), seed=5)
+    assert patches.at(7, 0.1) == RandomPatches(data, settings_stages(), seed=5).at(7, 0.1)
+    assert patches.at(7, 0.1) != patches.at(8, 0.1)
+    assert patches.at(7, 0.1) != RandomPatches(data, settings_stages(), seed=6).at(7, 0.1)
+    assert [len(patches.at(0, progress)) for progress in (0, 0.49, 0.5, 0.99, 1)] == [3, 3, 2, 2, 2]
+    assert {patch.size for patch in patches.at(0, 0.6)} == {24}
+
+
+def settings_stages() -> list:
+    return TrainSettings(stages=("16:3:1", "24:2:1")).parsed_stages()
