@@ -1,14 +1,16 @@
-"""The processes that train one network together: a single one, or as many as torchrun started.
+"""The processes that train one network together: a single one, or those that torchrun started.
 
     torchrun --nproc_per_node=2 train_rain100H.py
 
 Each process takes its share of every batch; gradients are averaged over all of them, so the steps
-are those of one process with the same batch. The first process writes the run's files.
+are those of one process with the same batch. The main process writes the run's files.
 """
 
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -32,7 +34,7 @@ class Processes:
         self.is_main = self.rank == 0
 
     def device(self, name: str) -> torch.device:
-        """--device for this process: of several GPUs, each process takes its own."""
+        """Return the device of --device; of several GPUs, each process takes its own."""
         device = choose_device(name)
         if device.type == "cuda" and device.index is None and self.size > 1:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -41,13 +43,18 @@ class Processes:
 
     @contextmanager
     def connected(self, device: torch.device) -> Iterator[None]:
-        """Within this context the processes can reach each other. Raises InputError when one of them is gone."""
+        """Connect the processes. Raises InputError if one of the others ends early."""
         if self.size == 1:
             yield
             return
-        self.collective = device if device.type == "cuda" else torch.device("cpu")  # where sums are made
+        self.collective = device if device.type == "cuda" else torch.device("cpu")  # where sums are computed
         backend = "nccl" if device.type == "cuda" else "gloo"
+        waiting = f"waiting for {self.size} processes (WORLD_SIZE); start them with torchrun, or unset WORLD_SIZE"
+        reminder = threading.Timer(60, lambda: print(waiting, file=sys.stderr, flush=True))
+        reminder.daemon = True
+        reminder.start()
         dist.init_process_group(backend, store=_store(), rank=self.rank, world_size=self.size)
+        reminder.cancel()
         try:
             yield
         except RuntimeError as error:  # torch has no type of its own for a lost connection
@@ -55,13 +62,13 @@ class Processes:
                 raise
             raise InputError(
                 f"process {self.rank} of {self.size}: another process of this training ended; its message says why. "
-                f"The same command goes on from the last training state"
+                "The same command resumes from the last training state"
             ) from error
         finally:
             dist.destroy_process_group()
 
     def main_process_first(self, call: Callable[[], Result]) -> Result:
-        """call() by the first process alone, then by all others: what it writes is there for them to read."""
+        """Return call(), run by the main process first and then by the others, who find what it wrote."""
         if self.size == 1:
             return call()
         if not self.is_main:
@@ -86,11 +93,11 @@ class Processes:
         return part or batch[:1], len(part) * self.size / len(batch)
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """The network with gradients averaged over the processes."""
+        """Return the network with gradients averaged over the processes."""
         return network if self.size == 1 else DistributedDataParallel(network)
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of a tensor on the CPU over the processes, the same in each of them."""
+        """Return the sum of a CPU tensor over the processes."""
         if self.size == 1:
             return values
         values = values.to(self.collective)
@@ -99,13 +106,13 @@ class Processes:
 
 
 def _store() -> dist.Store:
-    """Where the processes find each other: torchrun's store, under a name of its own for every restart.
+    """Return where the processes find each other: torchrun's store, under a different name for every restart.
 
-    Under one name, as torch has it, restarted processes can find the addresses of those that ended,
-    and wait for them (pytorch issue 135712). Restarts are counted per machine.
+    Under one name, as in torch, restarted processes find the addresses of those that ended, and wait for
+    them (pytorch issue 135712; still so in torch 2.14). Restarts are counted per machine.
     """
     names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT", "GROUP_WORLD_SIZE")
     address, port, restarts, machines = (os.environ.get(name, "0") for name in names)
-    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun itself; else by the first process
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun; otherwise by the main process
     store = dist.TCPStore(address, int(port), is_master=not hosted and os.environ["RANK"] == "0")
     return dist.PrefixStore(f"training, restart {restarts if machines == '1' else 0}", store)
