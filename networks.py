@@ -12,29 +12,23 @@ This file needs torch and nothing else; to use the network elsewhere, copy it:
 Reading order: SpatialAttention and ChannelAttention make DualAttention; two of those and a
 convolution make a ResidualGroup; five groups between a head and a tail make DARGNet. Every
 convolution keeps height and width (zero padding), so any image size goes in and comes out.
-load_network() reads our weights and the published ones. inference.py makes a trained network
-fast, and runs it in exact tiles.
+load_network() reads our weights and the published ones. derain/inference.py runs a trained network
+faster, and in exact tiles.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 def conv3x3(inputs: int, outputs: int, dilation: int = 1, bias: bool = False, groups: int = 1) -> nn.Conv2d:
     """A 3x3 convolution that keeps (H, W): the zero padding equals the dilation."""
     return nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation, bias=bias, groups=groups)
-
-
-def _radius(layers: Iterable[nn.Module]) -> int:
-    """Pixels that a chain of convolutions sees to each side of an output pixel; PReLUs see none."""
-    return sum(c.dilation[0] * (c.kernel_size[0] - 1) // 2 for c in layers if isinstance(c, nn.Conv2d))
 
 
 class SpatialAttention(nn.Module):
@@ -57,16 +51,8 @@ class SpatialAttention(nn.Module):
         near = self.conv_d1(x)  # no activation on this branch
         middle = self.act(self.conv_d2(x))
         far = self.act(self.conv_d5(x))
-        return self.join(self.act(self.join(near, middle)), far)
-
-    def join(self, first: Tensor, second: Tensor) -> Tensor:
-        """merge(cat([first, second], dim=1)), as a sum of two convolutions: there is nothing to copy then."""
-        weight_first, weight_second = self.merge.weight.split(first.shape[1], dim=1)
-        return F.conv2d(first, weight_first, self.merge.bias) + F.conv2d(second, weight_second)
-
-    @property
-    def radius(self) -> int:
-        return max(_radius([conv]) for conv in (self.conv_d1, self.conv_d2, self.conv_d5))
+        joined = self.act(self.merge(torch.cat([near, middle], dim=1)))
+        return self.merge(torch.cat([joined, far], dim=1))
 
 
 class ChannelAttention(nn.Module):
@@ -85,10 +71,6 @@ class ChannelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.sigmoid(self.pointwise(self.act(self.depthwise(x))))
 
-    @property
-    def radius(self) -> int:
-        return _radius([self.depthwise, self.pointwise])
-
 
 class DualAttention(nn.Module):
     """x + spatial(x) * channel(x): (N, C, H, W) -> (N, C, H, W)."""
@@ -100,10 +82,6 @@ class DualAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.spatial(x) * self.channel(x)
-
-    @property
-    def radius(self) -> int:
-        return max(self.spatial.radius, self.channel.radius)
 
 
 class ResidualGroup(nn.Module):
@@ -123,18 +101,6 @@ class ResidualGroup(nn.Module):
         y = self.act2(self.attention2(y))
         return x + self.act3(self.conv(y))
 
-    @property
-    def radius(self) -> int:
-        return self.attention1.radius + self.attention2.radius + _radius([self.conv])
-
-
-class Chain(nn.Sequential):
-    """Layers one after the other."""
-
-    @property
-    def radius(self) -> int:
-        return _radius(self)
-
 
 class DARGNet(nn.Module):
     """The deraining network: rainy RGB (N, 3, H, W) in [0, 1] -> derained RGB, same shape.
@@ -151,10 +117,10 @@ class DARGNet(nn.Module):
 
     def __init__(self, channels: int = 32, groups: int = 5) -> None:
         super().__init__()
-        self.head = Chain(conv3x3(3, channels), nn.PReLU())
-        self.body = Chain(conv3x3(channels, channels), nn.PReLU())
+        self.head = nn.Sequential(conv3x3(3, channels), nn.PReLU())
+        self.body = nn.Sequential(conv3x3(channels, channels), nn.PReLU())
         self.groups = nn.ModuleList(ResidualGroup(channels) for _ in range(groups))
-        self.tail = Chain(
+        self.tail = nn.Sequential(
             conv3x3(channels, channels),
             nn.PReLU(),
             conv3x3(channels, channels),
@@ -186,14 +152,44 @@ class DARGNet(nn.Module):
             for i in range(3):
                 conv.weight[i, i, 1, 1] += 1
 
-    @property
-    def receptive_field_radius(self) -> int:
-        """Pixels to each side that can change an output pixel: 60 for the defaults.
 
-        A crop that reaches this far beyond the wanted pixels gives exactly the whole image's
-        values there, which is what makes tiling exact.
-        """
-        return sum(part.radius for part in (self.head, self.body, *self.groups, self.tail))
+@torch.no_grad()
+def receptive_field_radius(module: nn.Module, channels: int = 3) -> int | None:
+    """Measure how many pixels to each side can change an output pixel: 60 for DARGNet().
+
+    A crop that reaches this far beyond the wanted pixels gives exactly the whole image's values there, which
+    makes tiling exact. The result is None for a network that cannot be tiled: its reach is unlimited (it pools
+    over the whole image) or beyond 512 pixels, or its output does not follow a shift of the input by one pixel.
+
+    module: keeps (N, channels, H, W) and takes images one pixel high. A NaN in the middle of a line of pixels
+    spreads as far as the network reaches, whatever its weights are.
+    """
+    parameter = next(module.parameters(), torch.empty(0))
+    like = {"dtype": parameter.dtype, "device": parameter.device}
+    was_training, middle, radii = module.training, 512, []
+    module.eval()
+    try:
+        for shape in ((1, channels, 1, 2 * middle + 1), (1, channels, 2 * middle + 1, 1)):
+            line = torch.linspace(0, 1, channels * (2 * middle + 1), **like).view(shape)
+            output = module(line)
+            if output.shape[2:] != line.shape[2:]:
+                return None
+            axis = 3 if shape[2] == 1 else 2
+            shifted = module(line.narrow(axis, 1, 2 * middle))
+            line.view(1, channels, -1)[:, :, middle] = float("nan")
+            reached = module(line).isnan().flatten(2).any(dim=1).flatten().nonzero().flatten()
+            radius = int((reached - middle).abs().max()) if len(reached) else 0
+            inner = 2 * (middle - radius)
+            if radius >= middle or not torch.allclose(
+                output.narrow(axis, 1 + radius, inner), shifted.narrow(axis, radius, inner), rtol=1e-3, atol=1e-4
+            ):
+                return None
+            radii.append(radius)
+    except (RuntimeError, ValueError):  # it does not take such images
+        return None
+    finally:
+        module.train(was_training)
+    return max(radii)
 
 
 # ---------------------------------------------------------------- weights
@@ -219,12 +215,13 @@ def published_names(groups: int) -> dict[str, str]:
 def convert_state_dict(state: Mapping[str, Tensor], groups: int = 5) -> dict[str, Tensor]:
     """Give a state dict this file's key names.
 
-    Takes our own state dicts, the 170-tensor published ones, and either of them saved from
-    DataParallel ('module.' before every key). Keys that are neither stay as they are, so that
-    load_state_dict-style checks can name them.
+    Takes our own state dicts, the 170-tensor published ones, and either of them with the prefixes of
+    DataParallel ('module.'), torch.compile ('_orig_mod.') and Lightning ('model.', 'network.') before every key.
+    Other keys stay as they are, so that load_network can name them.
     """
-    if state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
+    for prefix in ("_orig_mod.", "module.", "model.", "network.", "_orig_mod.", "module."):
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
     if not any(key.startswith("block1.") for key in state):
         return dict(state)
     prefixes = sorted(published_names(groups).items(), key=lambda pair: -len(pair[0]))
@@ -237,45 +234,23 @@ def convert_state_dict(state: Mapping[str, Tensor], groups: int = 5) -> dict[str
     return converted
 
 
-def load_network(path: str | Path, device: str | torch.device = "cpu") -> DARGNet:
-    """Build a DARGNet of the size that the file holds and load the file's weights.
+def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Module:
+    """Load the weights of a file into a DARGNet of the size that the file holds, or into a given network.
 
     path: a bare state dict (ours or the published ones, saved on any device), also within a mapping under
-    state_dict, params or params_ema, or one of our training states. Only tensors and plain types are
-    read (weights_only), so a file from a stranger cannot run code. The network comes back on `device`,
-    in eval mode.
+    state_dict, model_state_dict, params or params_ema, one of our training states, or a .safetensors file. Only
+    tensors and plain types are read (weights_only), so a file from a stranger cannot run code. The network comes
+    back on the CPU, in eval mode.
 
-    Raises FileNotFoundError, or ValueError naming the file and the first keys or shapes that
-    do not fit.
+    Raises FileNotFoundError, or ValueError naming the file and the first keys or shapes that do not fit, or the
+    tensors with values that are not finite.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises half a dozen types for a damaged or unsafe file
-        unsafe = isinstance(error, pickle.UnpicklingError)
-        remedy = "save the network's state_dict() alone" if unsafe else "get it again"
-        raise ValueError(f"{path}: not a readable weights file ({type(error).__name__}); {remedy}") from error
-    for wrapper in ("state_dict", "params_ema", "params"):  # as other projects wrap theirs
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-            break
-    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
-        average = state.get("average")  # what such a run saves as its weights, where it keeps one
-        state = average if isinstance(average, Mapping) else state["model"]
-        state = {key: value for key, value in state.items() if key != "n_averaged"}
-    if not (isinstance(state, Mapping) and state and all(isinstance(v, Tensor) for v in state.values())):
-        raise ValueError(f"{path}: holds no state dict (a mapping from names to tensors)")
-    if not all(isinstance(key, str) for key in state):
-        raise ValueError(f"{path}: holds no state dict (its names are not text)")
-    state = convert_state_dict(state)
-    head = state.get("head.0.weight")
-    channels = head.shape[0] if head is not None and head.dim() == 4 and len(head) else 32
-    numbers = [int(k.split(".")[1]) for k in state if k.startswith("groups.") and k.split(".")[1].isdigit()]
-    if channels > 1024 or max(numbers, default=4) >= 1000:
-        raise ValueError(f"{path}: claims {channels} channels, {max(numbers, default=4) + 1} groups: not a DARGNet")
-    network = DARGNet(channels, max(numbers, default=4) + 1)
+    state = convert_state_dict(read_state_dict(path))
+    if network is None:
+        network = DARGNet(*size_of(state, path))
     wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
     differences = [f"missing {k} {wanted[k]}" for k in wanted if k not in found]
@@ -283,6 +258,61 @@ def load_network(path: str | Path, device: str | torch.device = "cpu") -> DARGNe
     differences += [f"{k} is {found[k]}, not {wanted[k]}" for k in wanted if k in found and found[k] != wanted[k]]
     if differences:
         more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
-        raise ValueError(f"{path}: not DARGNet weights: {'; '.join(differences[:4])}{more}; name another file")
+        name = type(network).__name__
+        raise ValueError(f"{path}: not {name} weights: {'; '.join(differences[:4])}{more}; name another file")
+    spoilt = [key for key, value in state.items() if not torch.isfinite(value.float()).all()]
+    if spoilt:
+        raise ValueError(f"{path}: {spoilt[0]} has values that are not finite; take weights from before they diverged")
     network.load_state_dict(state)
-    return network.to(device).eval()
+    return network.eval()
+
+
+def size_of(state: Mapping[str, Tensor], path: Path) -> tuple[int, int]:
+    """Return channels and groups of the DARGNet that a state dict belongs to."""
+    head = state.get("head.0.weight")
+    channels = head.shape[0] if head is not None and head.dim() == 4 and len(head) else 32
+    numbers = [int(k.split(".")[1]) for k in state if k.startswith("groups.") and k.split(".")[1].isdigit()]
+    groups = max(numbers, default=4) + 1
+    if channels > 1024 or groups > 1000:
+        raise ValueError(f"{path}: claims {channels} channels, {groups} groups: not a DARGNet; name another file")
+    return channels, groups
+
+
+def read_state_dict(path: Path) -> Mapping[str, Tensor]:
+    """Return the mapping from names to tensors that a weights file holds, whatever it is wrapped in."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError as error:
+        raise ValueError(f"{path}: reading it needs safetensors: pip install safetensors") from error
+    except Exception as error:  # torch.load raises half a dozen types for a damaged or unsafe file
+        raise ValueError(
+            f"{path}: not a readable weights file ({type(error).__name__}); {_fix(path, error)}"
+        ) from error
+    for wrapper in ("state_dict", "model_state_dict", "params_ema", "params"):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+            break
+    if not (isinstance(state, Mapping) and state and all(isinstance(v, Tensor) for v in state.values())):
+        raise ValueError(f"{path}: holds no state dict (a mapping from names to tensors); name another file")
+    if not all(isinstance(key, str) for key in state):
+        raise ValueError(f"{path}: holds no state dict (its names are not text); name another file")
+    return state
+
+
+def _fix(path: Path, error: Exception) -> str:
+    """Say what a file is that cannot be read as weights, and what to do."""
+    start = path.read_bytes()[:200].lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer: run git lfs pull"
+    if start.startswith((b"<!doctype", b"<html")):
+        return "it is a web page: download the file itself (on GitHub, its raw form)"
+    if start.startswith(b"pk") and not isinstance(error, pickle.UnpicklingError):
+        return "it is a zip archive, perhaps cut off or of a whole repository: download it again, or unpack it first"
+    if isinstance(error, pickle.UnpicklingError):
+        return "save the network's state_dict() alone"
+    return "download it again"

@@ -1,37 +1,36 @@
-"""Train DARGNet for light rain on RainTrainL, as published: 100 epochs of 750 steps of 8 patches.
+"""Train DARGNet for light rain on RainTrainL.
 
-    python train_rain100L.py                        # the whole recipe: a GPU's work
-    python train_rain100L.py --max_steps 50         # a first look: about a minute on two CPU cores
+    python train_rain100L.py --recipe best --minutes 120    # no GPU: two hours on a CPU, see logs/README.md
+    python train_rain100L.py                                # as published: 100 epochs of 750 steps, a GPU's work
+    python train_rain100L.py --recipe best --minutes 2      # a first look
 
-Stop it whenever you like; the same command goes on where it was. Then test the result:
+Interrupt it whenever you like; the same command resumes. Then test the result:
 
     python test_Rain100L.py --logdir logs/train_Rain100L
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from derain.cli import run_script, setting
+from derain.cli import run_script
 from derain.train import TrainSettings, train
 from DerainDataset import DerainDataset
 from networks import DARGNet
 from SSIM import SSIM
 from utils import set_seed
 
+SETTINGS = TrainSettings(
+    data_path=Path("datasets/train/RainTrainL"),
+    save_path=Path("logs/train_Rain100L"),
+    flip=True,  # 200 pairs give 3,000 patches without
+    rain="light",
+)
 
-@dataclass(frozen=True)
-class Settings(TrainSettings):
-    data_path: Path = setting(Path("datasets/train/RainTrainL"), "folder of training pairs")
-    save_path: Path = setting(Path("logs/train_Rain100L"), "folder for weights, training state and logs")
-    rain: str = "light"
-    flip: bool = setting(True, "double the patches by left-right mirror images")  # 200 pairs give 3,000 without
 
-
-def main(settings: Settings) -> None:
+def main(settings: TrainSettings) -> None:
     set_seed(settings.seed, settings.deterministic)
     network = DARGNet(settings.channels, settings.groups)  # your own network, data set or loss goes in here
     train(settings, network, DerainDataset, SSIM())
 
 
 if __name__ == "__main__":
-    run_script(main, Settings, __doc__)
+    run_script(main, SETTINGS, __doc__)

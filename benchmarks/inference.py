@@ -27,9 +27,8 @@ from benchmarks import plain_dargnet
 from benchmarks.common import measure, report, summarise, tell_if_without_gpu
 from derain.cli import run_script, setting
 from derain.data.synthesize import add_rain, free_photographs, rain_layer
-from derain.evaluation import load_weights, weights_file
-from derain.inference import OpenVINONetwork, derain, fold
-from networks import DARGNet, published_names
+from derain.inference import OpenVINONetwork, derain, fold, weights_file
+from networks import DARGNet, load_network, published_names
 from SSIM import psnr
 from utils import choose_device, quantize, to_image, to_tensor
 
@@ -72,7 +71,7 @@ def plain() -> torch.Tensor:
 def main(settings: Settings) -> None:
     """Measure, compare every candidate's image with the plain one's, and print the table."""
     device = choose_device(settings.device)
-    network = load_weights(weights_file(settings.logdir)).to(device)
+    network = load_network(weights_file(settings.logdir)).to(device)
     folded, half = fold(network), fold(network, torch.bfloat16)
     state = {key: value.to(device) for key, value in published_state(network).items()}
 
@@ -118,4 +117,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, Settings, __doc__)
+    run_script(main, Settings(), __doc__)

@@ -73,4 +73,4 @@ def draw(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    run_script(draw, Settings, __doc__)
+    run_script(draw, Settings(), __doc__)

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from derain.cli import run_script, setting
-from derain.evaluation import DTYPES, automatic_tile, derain_image, load_weights, weights_file
-from derain.inference import fold
+from derain.inference import DTYPES, automatic_tile, derain_image, fold, weights_file
+from networks import load_network
 from utils import InputError, atomic_path, environment, keep_freed_memory, write_json
 
 SIZES = ((240, 432), (321, 481), (540, 960), (1080, 1920), (2160, 3840), (4320, 7680))
@@ -44,7 +44,7 @@ def measure_one(logdir: Path, precision: str, height: int, width: int) -> dict[s
     import resource
 
     keep_freed_memory()
-    network = fold(load_weights(weights_file(logdir)), DTYPES[precision])
+    network = fold(load_network(weights_file(logdir)), DTYPES[precision])
     image = np.random.RandomState(0).randint(256, size=(height, width, 3), dtype=np.uint8)
     derain_image(network, image[:96, :96].copy())
     began = time.perf_counter()
@@ -104,4 +104,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, Settings, __doc__)
+    run_script(main, Settings(), __doc__)

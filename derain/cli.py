@@ -19,15 +19,15 @@ from typing import Any
 from utils import InputError, keep_freed_memory
 
 
-def run_script(run: Callable[[Any], None], settings: type, doc: str) -> None:
-    """Parse the command line into `settings`, call `run` with them, and end as a good command does.
+def run_script(run: Callable[[Any], None], settings: Any, doc: str) -> None:
+    """Change `settings` by the command line, call `run` with them, and end with the right exit status.
 
-    Anything the user can mend ends in one line on stderr and exit status 2, Ctrl-C in 130 (but
-    training saves its state and ends well); a traceback means a fault of this program.
+    An error that the user can fix prints one line to stderr and exits with status 2, Ctrl-C with 130 (but
+    training saves its state and exits with 0); a traceback means a bug.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # no file name that can't be shown is a reason to stop
+            stream.reconfigure(errors="backslashreplace")  # escape undecodable file names instead of crashing
     chosen = parse_settings(settings, doc)
     keep_freed_memory()
     try:
@@ -41,18 +41,12 @@ def run_script(run: Callable[[Any], None], settings: type, doc: str) -> None:
 
 
 def explained(error: OSError) -> str:
-    """What the system refused, with the file's name and a remedy where one is known."""
+    """Return the file's name, the system's message, and the fix where one is known."""
     full = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None))
-    remedies = dict.fromkeys(full, "make room, or choose another folder")
-    remedies |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions, or choose another")
-    place = f"{error.filename}: " if error.filename else ""
-    remedy = f"; {remedies[error.errno]}" if error.errno in remedies else ""
-    return f"{place}{error.strerror or error}{remedy}"
-
-
-def number_of(count: int, noun: str) -> str:
-    """1 image, 2 images."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    fixes = dict.fromkeys(full, "; free some space, or choose another folder")
+    fixes |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "; change its permissions, or choose another")
+    name = f"{error.filename}: " if error.filename else ""
+    return f"{name}{error.strerror or error}{fixes.get(error.errno, '')}"
 
 
 @contextmanager
@@ -74,64 +68,69 @@ def interrupts_noted() -> Iterator[Callable[[], bool]]:
 
 
 def check_folder(path: Path) -> None:
-    """Raise InputError, before anything long begins, if `path` can't become a folder that may be written."""
+    """Fail early if `path` is not, and cannot become, a writable folder."""
     there = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
     if not there.is_dir():
-        raise InputError(f"{path}: {there} is no folder; choose another --save_path")
+        raise InputError(f"{path}: {there} is not a folder; choose another --save_path")
     if not os.access(there, os.W_OK):
-        raise InputError(f"{path}: {there} may not be written; change its permissions, or choose another --save_path")
+        raise InputError(f"{path}: {there} is not writable; change its permissions, or choose another --save_path")
 
 
 def setting(default: Any, description: str, choices: Collection[str] | None = None, positional: bool = False) -> Any:
-    """A dataclass field that knows its --help text and, if limited, its choices.
+    """Return a dataclass field with its --help text and, if limited, its choices.
 
-    positional: one or more values without a flag. Where the choices are a mapping, each stands for
+    positional: one or more values without a flag. If the choices are a mapping, each stands for
     values of other settings: see parse_settings.
     """
     metadata = {"help": description, "choices": choices, "positional": positional}
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def parse_settings(settings: type, doc: str, arguments: list[str] | None = None) -> Any:
-    """Read a frozen dataclass of settings from the command line: a flag per field that `setting` describes.
+def parse_settings(settings: Any, doc: str, arguments: list[str] | None = None) -> Any:
+    """Return a copy of `settings`, a frozen dataclass, as changed by the command line.
 
-    Booleans become --flag / --no-flag, tuples take several values; fields without a
-    description are constants of the script. Flags can't be abbreviated. A choice from a mapping
-    changes the defaults of other settings; what the command line names itself still wins.
+    Every field that `setting` describes is a flag, its value the default. Booleans become --flag / --no-flag, tuples
+    take several values. Flags can't be abbreviated. A choice from a mapping changes the defaults of other
+    settings; what the command line names itself still wins.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    kinds = typing.get_type_hints(settings)
+    kinds, recipes = typing.get_type_hints(type(settings)), {}
     for field in dataclasses.fields(settings):
         if "help" not in field.metadata:
             continue
-        default, kind = field.default, kinds[field.name]
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        text = field.metadata["help"] + ("" if default is None else f" (default: {shown})")
-        options: dict[str, Any] = {"default": default, "help": text.replace("%", "%%")}
-        if isinstance(kind, types.UnionType):  # X | None: None is only ever the default
-            kind = next(k for k in typing.get_args(kind) if k is not type(None))
-        if field.metadata["positional"]:
-            element = typing.get_args(kind)[0]
-            parser.add_argument(field.name, type=element, nargs="+", help=field.metadata["help"])
-            continue
-        if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        elif typing.get_origin(kind) is tuple:
-            element = typing.get_args(kind)[0]
-            options |= {"type": element, "nargs": "*", "metavar": element.__name__.upper()}
-        elif field.metadata["choices"]:
-            options["choices"] = field.metadata["choices"]
-        else:
-            options |= {"type": _path if kind is Path else kind, "metavar": kind.__name__.upper()}
-        parser.add_argument(f"--{field.name}", **options)
+        names, options = _argument(field, kinds[field.name], getattr(settings, field.name))
+        parser.add_argument(names, **options)
+        if isinstance(field.metadata["choices"], Mapping):
+            recipes[field.name] = field.metadata["choices"]
     values = vars(parser.parse_args(arguments))
-    for field in dataclasses.fields(settings):
-        if isinstance(field.metadata.get("choices"), Mapping):
-            parser.set_defaults(**field.metadata["choices"][values[field.name]])
+    for name, choices in recipes.items():
+        parser.set_defaults(**choices[values[name]])
     values = vars(parser.parse_args(arguments))
-    return settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    return dataclasses.replace(settings, **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _argument(field: dataclasses.Field, kind: Any, default: Any) -> tuple[str, dict[str, Any]]:
+    """Return name and options of the argument for one field."""
+    if isinstance(kind, types.UnionType):  # X | None: None is only ever the default
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    several = typing.get_origin(kind) is tuple
+    element = typing.get_args(kind)[0] if several else kind
+    if field.metadata["positional"]:
+        return field.name, {"type": element, "nargs": "+", "help": field.metadata["help"]}
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    text = field.metadata["help"] + ("" if default in (None, ()) else f" (default: {shown})")
+    options: dict[str, Any] = {"default": default, "help": text.replace("%", "%%")}
+    if kind is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    elif several:
+        options |= {"type": element, "nargs": "*", "metavar": element.__name__.upper()}
+    elif field.metadata["choices"]:
+        options["choices"] = field.metadata["choices"]
+    else:
+        options |= {"type": _path if kind is Path else kind, "metavar": kind.__name__.upper()}
+    return f"--{field.name}", options
 
 
 def _path(text: str) -> Path:

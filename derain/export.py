@@ -1,12 +1,11 @@
-"""Write a trained network for use elsewhere: as ONNX, as a torch.export program, or its weights as safetensors.
+"""Write a trained network for use elsewhere: as ONNX, or its weights as safetensors.
 
     pip install -r requirements-extra.txt
     python -m derain.export --logdir logs/Rain100H --out dargnet.onnx            # about a minute on two CPU cores
-    python -m derain.export --logdir logs/Rain100H --out dargnet.pt2             # needs no extra package
     python -m derain.export --logdir logs/Rain100H --out dargnet.safetensors
 
-The suffix decides. ONNX and torch.export take rainy images (N, 3, H, W), float32 RGB in [0, 1], of any
-number and size, and give derained ones; each file is read back and checked on three sizes before it is kept.
+The suffix decides. ONNX takes rainy images (N, 3, H, W), float32 RGB in [0, 1], of any number and size, and gives
+derained ones; it is checked against the network on three sizes before it is kept.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ import torch
 from torch import Tensor
 
 from derain.cli import run_script, setting
-from derain.evaluation import load_weights, weights_file
-from derain.inference import fold
-from networks import DARGNet
+from derain.inference import weights_file
+from derain.optimized import fold
+from networks import DARGNet, load_network
 from utils import InputError, atomic_path
 
 TOLERANCE = 1e-4  # largest difference from the network
@@ -36,11 +35,11 @@ class Settings:
     """The command line."""
 
     logdir: Path = setting(Path("logs/Rain100H"), "folder that holds net_latest.pth, or a .pth file")
-    out: Path = setting(Path("dargnet.onnx"), "file to write: .onnx, .pt2 or .safetensors")
+    out: Path = setting(Path("dargnet.onnx"), "file to write: .onnx or .safetensors")
 
 
 def export_onnx(network: DARGNet, path: Path) -> Callable[[Tensor], Tensor]:
-    """Write `path`; returns a function that runs it in ONNX Runtime."""
+    """Write `path` and return a function that runs it in ONNX Runtime."""
     import onnxruntime
     import onnxscript  # noqa: F401, which torch's exporter needs
 
@@ -62,18 +61,8 @@ def export_onnx(network: DARGNet, path: Path) -> Callable[[Tensor], Tensor]:
     return lambda rainy: torch.from_numpy(session.run(None, {"rainy": rainy.numpy()})[0])
 
 
-def export_torch(network: DARGNet, path: Path) -> Callable[[Tensor], Tensor]:
-    """Write `path`; returns the program as it is read back."""
-    example, sizes = dynamic()
-    program = torch.export.export(network, example, dynamic_shapes=sizes)
-    with open(path, "wb") as file:  # by its name torch would ask for the suffix .pt2
-        torch.export.save(program, file)
-    with open(path, "rb") as file:
-        return torch.export.load(file).module()
-
-
 def dynamic() -> tuple[tuple[Tensor], dict]:
-    """An example of an input, and which of its sizes may change."""
+    """Return an example of an input, and which of its sizes may change."""
     names = {0: "images", 2: "height", 3: "width"}
     sizes = {"rainy": {axis: torch.export.Dim(name) for axis, name in names.items()}}
     return (torch.rand(2, 3, 64, 80),), sizes
@@ -81,7 +70,7 @@ def dynamic() -> tuple[tuple[Tensor], dict]:
 
 @torch.inference_mode()
 def check(network: DARGNet, run: Callable[[Tensor], Tensor]) -> float:
-    """The largest difference between what was written and the network, over CHECKED sizes."""
+    """Return the largest difference between what was written and the network, over CHECKED sizes."""
     largest = 0.0
     for images, height, width in CHECKED:
         rainy = torch.rand(images, 3, height, width, generator=torch.Generator().manual_seed(height))
@@ -90,8 +79,11 @@ def check(network: DARGNet, run: Callable[[Tensor], Tensor]) -> float:
 
 
 def export(settings: Settings) -> None:
-    """Write the file and check it, or leave nothing."""
-    network = load_weights(weights_file(settings.logdir))
+    """Write the file and check it; leave nothing if that fails."""
+    try:
+        network = load_network(weights_file(settings.logdir))
+    except ValueError as error:
+        raise InputError(str(error)) from error
     kind = settings.out.suffix
     try:
         with atomic_path(settings.out) as temporary:
@@ -101,10 +93,9 @@ def export(settings: Settings) -> None:
                 save_file(network.state_dict(), temporary)
                 print(f"{settings.out}: {len(network.state_dict())} tensors")
                 return
-            if kind not in (".onnx", ".pt2"):
-                raise InputError(f"{settings.out}: the suffix decides what is written: .onnx, .pt2 or .safetensors")
-            run = (export_onnx if kind == ".onnx" else export_torch)(network, temporary)
-            difference = check(network, run)
+            if kind != ".onnx":
+                raise InputError(f"{settings.out}: the suffix decides what is written: .onnx or .safetensors")
+            difference = check(network, export_onnx(network, temporary))
             if difference > TOLERANCE:
                 raise InputError(
                     f"{settings.out}: differs from the network by {difference:.1e}; another torch may help"
@@ -115,4 +106,4 @@ def export(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    run_script(export, Settings, __doc__)
+    run_script(export, Settings(), __doc__)

@@ -7,22 +7,27 @@ whole number; crops are enlarged pixel by pixel from the whole picture. 16-bit p
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
+from derain.results import OutputPaths, refuse_replacing
+from DerainDataset import Pair, rainy_file
 from SSIM import WINDOW, luma, psnr_y, ssim_y
-from utils import write_atomically
+from utils import InputError, read_rgb, write_atomically
 
+NAME = "figure.png"
+MOST_ROWS = 50  # images of one figure: PNG readers open no larger ones
 SMALLEST, LARGEST = 240, 800  # pixels of a whole picture's longer side; beyond these it is scaled
-NARROWEST = 240  # pixels of a column: room for its words
+NARROWEST = 240  # pixels of a column: room for its text
 LONGEST_TEXT = 160  # characters
 RAIN_GAIN = 2  # light rain is hard to see as it is
 FRAME, RED, GREY, BLACK = 3, (225, 30, 30), (100, 100, 100), (0, 0, 0)  # FRAME: pixels
 Colour = tuple[int, int, int]  # RGB
-Place = tuple[int, int, int, int]  # left, top, width, height in pixels
+Box = tuple[int, int, int, int]  # left, top, width, height in pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +72,7 @@ def montage(rows: Sequence[Row], crop: tuple[int, ...] | None = None) -> np.ndar
         _write(strip, text, gap, width - 2 * gap, height, GREY, centred=False)
         return strip
 
-    def images(pictures: Sequence[np.ndarray], framed: Place) -> np.ndarray:
+    def images(pictures: Sequence[np.ndarray], framed: Box) -> np.ndarray:
         """A strip of equal-sized pictures in the middle of their columns, with a red frame around a part of each."""
         height, wide = pictures[0].shape[:2]
         x, y, w, h = framed
@@ -94,7 +99,7 @@ def montage(rows: Sequence[Row], crop: tuple[int, ...] | None = None) -> np.ndar
         strips.append(images([_scaled(picture, scale) for picture in pictures], marked))
         strips.append(images(crops, (0, 0, *crops[0].shape[1::-1])))
         if measured:
-            strips.append(words([_figures(row.rainy, row.clean), _figures(row.derained, row.clean), "PSNR / SSIM (Y)"]))
+            strips.append(words([_scores(row.rainy, row.clean), _scores(row.derained, row.clean), "PSNR / SSIM (Y)"]))
     protocol = "PSNR, SSIM: Y channel, PReNet protocol. " if measured else ""
     note = (
         f"{protocol}Removed rain: {RAIN_GAIN} x |rainy - derained|. Enlarged by repeating pixels, reduced by averaging."
@@ -102,7 +107,7 @@ def montage(rows: Sequence[Row], crop: tuple[int, ...] | None = None) -> np.ndar
     return np.vstack([*strips, blank(capitals // 2), remark(note, 3 * capitals // 4)])
 
 
-def crop_place(row: Row) -> Place:
+def crop_place(row: Row) -> Box:
     """Where the figure looks closer: there where the mean of rain x gradient is largest, most rain over most detail.
 
     It is a quarter as wide as the picture is shown, and half as high. Rain is |rainy - clean|, the gradient (Sobel)
@@ -128,7 +133,7 @@ def save(path: Path, image: np.ndarray) -> None:
     write_atomically(path, data.tobytes())
 
 
-def within(image: np.ndarray, x: int, y: int, w: int) -> Place:
+def within(image: np.ndarray, x: int, y: int, w: int) -> Box:
     """The place of a crop of width w at x, y, half as high. Raises ValueError if it is not all within the image."""
     height, width = image.shape[:2]
     h = max(1, w // 2)
@@ -152,7 +157,7 @@ def _scaled(image: np.ndarray, scale: tuple[int, int]) -> np.ndarray:
     return cv2.resize(image, (image.shape[1] // down, image.shape[0] // down), interpolation=cv2.INTER_AREA)
 
 
-def _figures(image: np.ndarray, clean: np.ndarray) -> str:
+def _scores(image: np.ndarray, clean: np.ndarray) -> str:
     """PSNR and SSIM (Y) as text; pictures smaller than its window have no SSIM."""
     ssim = f"{ssim_y(image, clean):.4f}" if min(clean.shape[:2]) >= WINDOW else "-"
     return f"{psnr_y(image, clean):.2f} dB / {ssim}"
@@ -170,3 +175,83 @@ def _write(strip: np.ndarray, text: str, left: int, width: int, height: int, col
     wide = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, strokes)[0][0]  # not quite in proportion
     at = (left + (width - wide) // 2 if centred else left, (len(strip) + round(21 * scale)) // 2)
     cv2.putText(strip, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, strokes, cv2.LINE_AA)
+
+
+# ---------------------------------------------------------------- of a test's results
+
+
+def check_crop(names: Sequence[str] | None, crop: Sequence[int] | None) -> None:
+    """Raise InputError for a --crop that is none, or has no --figure."""
+    if crop is None:
+        return
+    if names is None:
+        raise InputError("--crop: chooses the part of a figure that is enlarged; add --figure")
+    if len(crop) != 3 or min(crop) < 0 or crop[2] == 0:
+        given = " ".join(map(str, crop))
+        raise InputError(f"--crop {given}: takes X Y SIZE: left and top from 0 up, and a width from 1 up, in pixels")
+
+
+def check_names(
+    names: Sequence[str], save_path: Path, inputs: Sequence[Pair | Path], outputs: Sequence[OutputPaths]
+) -> None:
+    """Raise InputError if --figure names no image or too many, or if figure.png would replace an image."""
+    if len(names) > MOST_ROWS:
+        raise InputError(f"--figure: {len(names)} images; a figure takes {MOST_ROWS} at most")
+    for name in names:
+        if not any(name in _names(item, paths) for item, paths in zip(inputs, outputs, strict=True)):
+            raise InputError(
+                f"--figure {name}: no such image among the {len(inputs)}, such as {outputs[0].output.stem}"
+            )
+    clean = [item.clean for item in inputs if isinstance(item, Pair)]
+    refuse_replacing([save_path / NAME], [*map(rainy_file, inputs), *clean, *(paths.output for paths in outputs)])
+
+
+def write_figure(
+    save_path: Path,
+    names: Sequence[str],
+    crop: Sequence[int] | None,
+    rows: Sequence[Mapping[str, Any]],
+    inputs: Sequence[Pair | Path],
+    outputs: Sequence[OutputPaths],
+) -> bool:
+    """Write figure.png to the results' folder, of the images in `names`, or of three where there are none.
+
+    rows: the results so far. The three are those of median, largest and smallest gain in psnr_y, or, without
+    clean images, the first, the middle and the last. The derained images are read from the files: what is
+    shown is what was saved. Returns whether there was something to draw.
+
+    Raises InputError if the crop lies outside an image.
+    """
+    files = {paths.name: (item, paths) for item, paths in zip(inputs, outputs, strict=True)}
+    gains = {row["image"]: row["psnr_y"] - row["input_psnr_y"] for row in rows if "psnr_y" in row}
+    done = [row["image"] for row in rows]
+    titles: dict[str, str] = {}
+    if names:
+        done = list(dict.fromkeys(name for wanted in names for name in done if wanted in _names(*files[name])))
+    elif gains and len(done) > 2:
+        ordered = sorted(done, key=lambda name: np.nan_to_num(gains[name]))  # nan: perfect before and after
+        done = [ordered[(len(ordered) - 1) // 2], ordered[-1], ordered[0]]
+        titles = dict(zip(done, ("median gain: ", "largest gain: ", "smallest gain: "), strict=True))
+    else:
+        done = [done[i] for i in sorted({0, len(done) // 2, len(done) - 1})]
+    shown = []
+    for name in done:
+        item, paths = files[name]
+        gain = f", {gains[name]:+.2f} dB" if name in gains else ""
+        clean = read_rgb(item.clean) if isinstance(item, Pair) else None
+        rainy, derained = read_rgb(rainy_file(item)), read_rgb(paths.output)
+        shown.append(Row(titles.get(name, "") + name + gain, rainy, derained, clean))
+    if not shown:
+        return False  # all that were wanted failed, with a line each
+    try:
+        drawn = montage(shown, None if crop is None else tuple(crop))
+    except ValueError as error:
+        raise InputError(f"--crop {' '.join(map(str, crop or ()))}: {error}; choose a place within it") from error
+    save(save_path / NAME, drawn)
+    return True
+
+
+def _names(item: Pair | Path, paths: OutputPaths) -> set[str]:
+    """Return what --figure may call an image: the name of its file or of the derained one, with or without suffix."""
+    rainy = rainy_file(item)
+    return {rainy.name, rainy.stem, paths.output.name, paths.output.stem, paths.name}

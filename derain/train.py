@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from derain.checkpoint import RunFolder
 from derain.cli import check_folder, interrupts_noted, setting
 from derain.distributed import Processes
-from derain.evaluation import DTYPES, derain_image, load_weights, weights_file
-from derain.inference import fold
+from derain.inference import DTYPES, derain_image, weights_file
+from derain.optimized import optimize, speed_up
 from derain.steps import DivergenceGuard, Meter, Training
-from derain.training import speed_up
 from DerainDataset import DerainDataset, GridPatches, RandomPatches, Stage, prepare, split_by_background
+from networks import load_network
 from SSIM import SSIM, psnr_y, ssim_y
 from utils import InputError, environment, keep_freed_memory, to_tensor
 
@@ -209,7 +209,10 @@ def order_of_patches(settings: TrainSettings, data: DerainDataset) -> GridPatche
 def prepare_network(settings: TrainSettings, network: nn.Module, device: torch.device) -> nn.Module:
     """Give the network its initial weights, and move it to the device in its fastest form."""
     if settings.init is not None:
-        network.load_state_dict(load_weights(weights_file(settings.init)).state_dict())
+        try:
+            load_network(weights_file(settings.init), network)
+        except ValueError as error:
+            raise InputError(str(error)) from error
     elif settings.start == "identity" and hasattr(network, "start_as_identity"):
         network.start_as_identity()
     elif settings.start == "identity":
@@ -280,7 +283,7 @@ def validate(network: nn.Module, data: DerainDataset, precision: str) -> tuple[d
 
     The crops are rainy, derained and clean ones, each (N, 3, H, W) in [0, 1], at most 128 pixels high and wide.
     """
-    network, scores, crops = fold(network, DTYPES[precision]), [], []
+    network, scores, crops = optimize(network, DTYPES[precision]), [], []
     for pair in data.pairs:
         rainy, clean = data.whole_pair(pair)
         derained = derain_image(network, rainy)

@@ -17,9 +17,9 @@ sys.path.insert(0, str(ROOT))
 
 from derain.cli import run_script, setting
 from derain.data.synthesize import KINDS, add_rain, free_photographs, rain_layer
-from derain.evaluation import load_weights
 from derain.figure import Row, crop_place, montage, save
 from derain.inference import derain, fold
+from networks import load_network
 from SSIM import image_metrics, psnr_y
 from utils import InputError, quantize, to_image, to_tensor
 
@@ -54,7 +54,7 @@ def walk(settings: Settings) -> None:
 
     # 3. The network of the paper, with trained weights. fold() rewrites it: fewer operations, the same values.
     weights = WEIGHTS[settings.rain]
-    network = fold(load_weights(weights))
+    network = fold(load_network(weights))
     print(f"3. network     {weights.relative_to(ROOT)}; a pixel sees {network.receptive_field_radius} to each side")
 
     # 4. It takes and gives (N, 3, H, W) float32 in [0, 1]; round, don't truncate, to get back to 8 bits.
@@ -76,4 +76,4 @@ def walk(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    run_script(walk, Settings, __doc__)
+    run_script(walk, Settings(), __doc__)

@@ -193,4 +193,4 @@ def say(topic: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    run_script(check, Settings, __doc__)
+    run_script(check, Settings(), __doc__)

@@ -247,4 +247,4 @@ def _as_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    run_script(make, Settings, __doc__)
+    run_script(make, Settings(), __doc__)

@@ -161,4 +161,4 @@ def with_progress(
 
 
 if __name__ == "__main__":
-    run_script(rebuild, Settings, __doc__)
+    run_script(rebuild, Settings(), __doc__)

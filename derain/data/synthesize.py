@@ -234,4 +234,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, Settings, __doc__)
+    run_script(main, Settings(), __doc__)
