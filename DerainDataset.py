@@ -388,6 +388,8 @@ class DerainDataset(Dataset):
                 raise ValueError("not images as prepare writes them")
             if len({len(self._index), len(self.backgrounds), len(self.names)}) > 1:
                 raise ValueError("pairs, backgrounds and names differ in number")
+            if any(self._images[int(a)].shape != self._images[int(b)].shape for a, b in self._index):
+                raise ValueError("rainy and clean images differ in size")
         except DAMAGED as error:
             raise InputError(f"{self.path}: not a packed training set; delete it and start again") from error
         self.pairs = list(range(len(self._index))) if pairs is None else list(pairs)

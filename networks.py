@@ -176,8 +176,9 @@ def receptive_field_radius(module: nn.Module, channels: int = 3) -> int | None:
                 return None
             axis = 3 if shape[2] == 1 else 2
             shifted = module(line.narrow(axis, 1, 2 * middle))
-            line.view(1, channels, -1)[:, :, middle] = float("nan")
-            reached = module(line).isnan().flatten(2).any(dim=1).flatten().nonzero().flatten()
+            spoilt = line.clone()
+            spoilt.narrow(axis, middle, 1).fill_(float("nan"))
+            reached = module(spoilt).isnan().flatten(2).any(dim=1).flatten().nonzero().flatten()
             radius = int((reached - middle).abs().max()) if len(reached) else 0
             inner = 2 * (middle - radius)
             if radius >= middle or not torch.allclose(

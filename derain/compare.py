@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from derain.cli import run_script, setting
-from derain.results import METRICS, cells, means
+from derain.results import METRICS, cells, identical, means
 from derain.test_sets import DARGNET, PUBLISHED
 from utils import InputError
 

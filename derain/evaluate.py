@@ -21,6 +21,7 @@ import numpy as np
 from derain import figure, page
 from derain.cli import check_folder, setting
 from derain.data.fingerprints import pixel_hash
+from derain.data.synthesize import synthetic_label
 from derain.inference import Loader, derain_image, open_network, parse_tile, weights_file
 from derain.inputs import default_data, find_images, label_of
 from derain.results import MadeWith, OutputPaths, identical, output_paths, summary_lines, table, write_results
@@ -132,7 +133,7 @@ def evaluate(settings: EvalSettings, test_set: TestSet | None = None, load: Load
             if test_set is not None:
                 raise InputError(outcome.error)  # a mean over the rest of a set would pass for the set's
             errors.append(outcome.error)
-            print(f"error: {outcome.error}", file=sys.stderr, flush=True)
+            print(f"skipped: {outcome.error}", file=sys.stderr, flush=True)
             continue
         rows.append(outcome.row)
         if outcome.thumbnails:
@@ -143,7 +144,9 @@ def evaluate(settings: EvalSettings, test_set: TestSet | None = None, load: Load
         about |= {"errors": errors, "environment": environment(device)}
         report(settings, test_set, images, rows, thumbnails, f"weights {weights}, {how}", about)
     if errors:
-        raise InputError(f"{len(errors)} of {len(images.inputs)} images could not be derained: see the errors above")
+        raise InputError(
+            f"{len(errors)} of {len(images.inputs)} images could not be derained: see the lines that begin with skipped"
+        )
 
 
 def collect(settings: EvalSettings, test_set: TestSet | None) -> Images:
@@ -158,7 +161,8 @@ def collect(settings: EvalSettings, test_set: TestSet | None) -> Images:
             save_path = Path("results") / data_path.resolve().name
     else:
         inputs = find_images(data_path, save_path, settings.recursive)
-        label, root = "own images", data_path if settings.recursive and data_path.is_dir() else None
+        label = synthetic_label(rainy_file(inputs[0]).parent) or "own images"
+        root = data_path if settings.recursive and data_path.is_dir() else None
     outputs = output_paths(save_path, inputs, root, settings.show_rain)
     if settings.figure is not None:
         figure.check_names(settings.figure, save_path, inputs, outputs)

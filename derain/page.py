@@ -1,6 +1,6 @@
 """index.html, the page that a test leaves beside its tables: every image with a before/after slider.
 
-It is one file, with small JPEGs of the images in it, so it can be mailed, or opened from a disk. Its template is page.html.
+It is one file, with small JPEGs of the images in it, to be mailed or opened from a disk. Its template is page.html.
 """
 
 from __future__ import annotations

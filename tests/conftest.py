@@ -115,6 +115,7 @@ def inline(
             if script.endswith(".py"):
                 runpy.run_path(str(ROOT / script), run_name="__main__")
             else:
+                monkeypatch.delitem(sys.modules, script, raising=False)  # or runpy warns
                 runpy.run_module(script, run_name="__main__", alter_sys=True)
             status = 0
         except SystemExit as stop:

@@ -216,7 +216,7 @@ def test_without_the_flag_there_is_none(inline: Command, tmp_path: Path, weights
         (("--figure", "--crop", "0", "8"), "--crop 0 8: takes X Y SIZE"),
         (("--figure", "--crop", "0", "-1", "8"), "--crop 0 -1 8: takes X Y SIZE"),
         (("--figure", "--crop", "0", "1", "0"), "--crop 0 1 0: takes X Y SIZE"),
-        (("--figure", *["rain-001"] * 51), "--figure: 51 pictures; a figure takes 50 at most"),
+        (("--figure", *["rain-001"] * 51), "--figure: 51 images; a figure takes 50 at most"),
     ],
 )
 def test_bad_values_get_one_line_before_any_work(

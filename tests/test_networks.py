@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain_dargnet
-from networks import DARGNet, convert_state_dict, load_network
+from networks import DARGNet, convert_state_dict, load_network, receptive_field_radius
 
 
 def test_parameter_count() -> None:
@@ -68,8 +68,8 @@ def test_every_published_tensor_matters() -> None:
 @pytest.mark.parametrize(
     "form",
     [
-        *("ours", "published", "data parallel", "training state", "averaged training state"),
-        *("state_dict", "params", "params_ema"),
+        *("ours", "published", "data parallel", "compiled", "both", "lightning", "training state"),
+        *("state_dict", "model_state_dict", "params", "params_ema"),
     ],
 )
 def test_load_network_takes(tmp_path: Path, form: str, network: DARGNet) -> None:
@@ -78,11 +78,11 @@ def test_load_network_takes(tmp_path: Path, form: str, network: DARGNet) -> None
         "ours": state,
         "published": plain_dargnet.random_published_state(1),
         "data parallel": {f"module.{k}": v for k, v in state.items()},
-        "training state": {"model": state, "average": None, "step": 3, "settings": {"lr": 0.001}},
-        "averaged training state": {
-            "model": {k: v + 1 for k, v in state.items()},
-            "average": {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in state.items()}},
-        },
+        "compiled": {f"_orig_mod.{k}": v for k, v in state.items()},
+        "both": {f"module._orig_mod.{k}": v for k, v in state.items()},
+        "lightning": {"epoch": 3, "state_dict": {f"model.{k}": v for k, v in state.items()}},
+        "training state": {"state_dict": state, "network": {k: v + 1 for k, v in state.items()}, "step": 3},
+        "model_state_dict": {"model_state_dict": state},
         "state_dict": {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}},
         "params": {"params": state},
         "params_ema": {"params": {k: v + 1 for k, v in state.items()}, "params_ema": state},
@@ -100,6 +100,52 @@ def test_load_network_builds_the_size_in_the_file(tmp_path: Path) -> None:
     loaded = load_network(tmp_path / "small.pth")
     assert len(loaded.groups) == 2
     assert loaded.head[0].out_channels == 8
+
+
+def test_safetensors_of_another_type(tmp_path: Path, network: DARGNet) -> None:
+    safetensors = pytest.importorskip("safetensors.torch", reason="an extra requirement")
+    state = {key: value.half() for key, value in network.state_dict().items()}
+    safetensors.save_file(state, tmp_path / "weights.safetensors")
+    for key, value in load_network(tmp_path / "weights.safetensors").state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, state[key].float())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1594831\n",
+            "Git LFS pointer: run git lfs pull",
+        ),
+        (b"\n<!DOCTYPE html>\n<html>", "a web page: download the file itself"),
+        (b"PK\x03\x04 a repository", "a zip archive"),
+        (b"", "download it again"),
+    ],
+)
+def test_files_that_only_look_like_weights_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "weights.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"weights\.pth: not a readable weights file.*{message}"):
+        load_network(tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(tmp_path: Path, value: float) -> None:
+    network = DARGNet(4, 1)
+    network.groups[0].conv.weight.data[0, 0, 0, 0] = value
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"groups\.0\.conv\.weight has values that are not finite"):
+        load_network(tmp_path / "weights.pth")
+
+
+def test_load_network_takes_a_network_of_ones_own(tmp_path: Path) -> None:
+    first, second = (torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3)) for _ in range(2))
+    torch.save(first.state_dict(), tmp_path / "own.pth")
+    assert load_network(tmp_path / "own.pth", second) is second
+    assert torch.equal(first[0].weight, second[0].weight)
+    with pytest.raises(ValueError, match=r"not Sequential weights: missing 0\.weight"):
+        torch.save(DARGNet(4, 1).state_dict(), tmp_path / "other.pth")
+        load_network(tmp_path / "other.pth", second)
 
 
 def _break(state: dict[str, torch.Tensor], how: str) -> object:
@@ -178,7 +224,7 @@ def test_receptive_field_is_exact(channels: int, groups: int, radius: int) -> No
     network = DARGNet(channels, groups).double()
     for parameter in network.parameters():  # nothing may cancel
         parameter.data.abs_()
-    assert network.receptive_field_radius == radius
+    assert receptive_field_radius(network) == radius
     side = 2 * radius + 5
     rainy = torch.rand(1, 3, side, side, dtype=torch.float64, requires_grad=True)
     network(rainy)[0, :, side // 2, side // 2].sum().backward()
@@ -186,3 +232,22 @@ def test_receptive_field_is_exact(channels: int, groups: int, radius: int) -> No
     rows, columns = torch.nonzero(seen.any(1))[:, 0], torch.nonzero(seen.any(0))[:, 0]
     for line in (rows, columns):
         assert (line.min().item(), line.max().item()) == (side // 2 - radius, side // 2 + radius)
+
+
+@pytest.mark.parametrize(
+    ("network", "radius"),
+    [
+        (torch.nn.Conv2d(3, 3, (1, 5), padding=(0, 2)), 2),
+        (torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3, padding=4, dilation=4), torch.nn.ReLU()), 4),
+        (torch.nn.Identity(), 0),
+        (torch.nn.AdaptiveAvgPool2d(1), None),
+        (torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.InstanceNorm2d(3)), None),
+        (torch.nn.Sequential(torch.nn.MaxPool2d(2, ceil_mode=True), torch.nn.Upsample(scale_factor=2)), None),
+        (torch.nn.Conv2d(3, 3, 3), None),
+        (DARGNet(2, 50), None),
+    ],
+)
+def test_receptive_field_of_other_networks(network: torch.nn.Module, radius: int | None) -> None:
+    """None for what can't be tiled: pooling, strides, a size that changes, a reach beyond 512 pixels."""
+    assert receptive_field_radius(network.train()) == radius
+    assert network.training

@@ -92,7 +92,7 @@ def test_the_histogram_tells_how_many_images_each_bar_stands_for() -> None:
 
 def test_large_sets_show_some_of_their_images() -> None:
     assert page.shown(3) == {0, 1, 2}
-    assert len(page.shown(10_000)) == page.MOST_PICTURES
+    assert len(page.shown(10_000)) == page.MOST_IMAGES
     assert {0, 9_999} <= page.shown(10_000)
 
 

@@ -27,8 +27,8 @@ from derain import steps
 from derain import train as training
 from derain.cli import parse_settings
 from derain.distributed import Processes
-from derain.evaluation import derain_image
-from derain.inference import fold
+from derain.inference import derain_image
+from derain.optimized import fold
 from derain.steps import Training
 from derain.train import RECIPES, TrainSettings, validate
 from DerainDataset import DerainDataset, GridPatches, RandomPatches, find_pairs, prepare, read_pair, split_by_background
@@ -269,7 +269,7 @@ def test_the_saved_weights_are_the_moving_average(settings: TrainSettings, tmp_p
 def test_recipes(script: ModuleType) -> None:
     """A recipe changes its settings and nothing else, and a flag of the command line wins over it."""
     paper, best, own = (
-        dataclasses.asdict(parse_settings(script.Settings, "", arguments))
+        dataclasses.asdict(parse_settings(script.SETTINGS, "", arguments))
         for arguments in ([], ["--recipe", "best"], ["--schedule", "multistep", "--no-augment", "--recipe", "best"])
     )
     published = {

@@ -16,7 +16,7 @@ import torch
 from conftest import scene, write
 
 from derain.cli import explained, parse_settings, run_script, setting
-from derain.settings import EvalSettings
+from derain.evaluate import EvalSettings
 from utils import (
     DecodedImage,
     InputError,
@@ -180,23 +180,25 @@ class Example:
 
 
 def test_settings_from_the_command_line() -> None:
-    assert parse_settings(Example, "", []) == Example()
-    found = parse_settings(Example, "", ["--count", "5", "--fast", "--steps", "7", "9", "--limit", "4", "--kind", "b"])
+    assert parse_settings(Example(), "", []) == Example()
+    found = parse_settings(
+        Example(), "", ["--count", "5", "--fast", "--steps", "7", "9", "--limit", "4", "--kind", "b"]
+    )
     assert found == Example(count=5, fast=True, steps=(7, 9), limit=4, kind="b")
-    assert parse_settings(Example, "", ["--no-fast"]).fast is False
+    assert parse_settings(Example(), "", ["--no-fast"]).fast is False
 
 
 @pytest.mark.parametrize("arguments", [["--coun", "5"], ["--fast", "False"], ["--kind", "c"], ["--constant", "x"]])
 def test_flags_do_not_lie(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        parse_settings(Example, "", arguments)
+        parse_settings(Example(), "", arguments)
     assert caught.value.code == 2
     assert "error" in capsys.readouterr().err
 
 
 def test_help_shows_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse_settings(Example, "What it does.", ["--help"])
+        parse_settings(Example(), "What it does.", ["--help"])
     shown = capsys.readouterr().out
     for text in ("What it does.", "(default: 3)", "--no-fast", "(default: 1 2)", "100 %"):
         assert text in shown
@@ -213,7 +215,7 @@ def test_run_script_ends_in_one_line(
 
     monkeypatch.setattr("sys.argv", ["script"])
     with pytest.raises(SystemExit) as caught:
-        run_script(run, Example, "")
+        run_script(run, Example(), "")
     assert caught.value.code == status
     assert len(capsys.readouterr().err.splitlines()) == 1
 
@@ -221,7 +223,10 @@ def test_run_script_ends_in_one_line(
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (OSError(errno.ENOSPC, "No space left", "out/a.png"), "out/a.png: No space left; make room, or choose another"),
+        (
+            OSError(errno.ENOSPC, "No space left", "out/a.png"),
+            "out/a.png: No space left; free some space, or",
+        ),
         (OSError(errno.EACCES, "Permission denied", "out"), "out: Permission denied; change its permissions, or"),
         (OSError(errno.EIO, "Input/output error"), "Input/output error"),
         (OSError("something else"), "something else"),
@@ -243,7 +248,7 @@ def test_a_file_that_cannot_be_written_whole_is_named(tmp_path: Path) -> None:
 
 def test_an_empty_path_is_not_the_current_folder(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse_settings(EvalSettings, "", ["--data_path", ""])
+        parse_settings(EvalSettings(), "", ["--data_path", ""])
     assert "--data_path: is empty" in capsys.readouterr().err
 
 
@@ -253,7 +258,7 @@ def test_a_programming_fault_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("sys.argv", ["script"])
     with pytest.raises(ZeroDivisionError):
-        run_script(run, Example, "")
+        run_script(run, Example(), "")
 
 
 # ---------------------------------------------------------------- devices
