@@ -52,7 +52,7 @@ def derain_video(
             av.open(str(temporary), "w") as writer,
         ):
             count = _copy(source, reader, writer, derain, codec, {"crf": str(crf)}, interrupted)
-    except (av.error.FFmpegError, av.FFmpegError, ValueError) as error:
+    except (av.FFmpegError, ValueError) as error:
         raise InputError(f"{source}: cannot be read or written as a video ({error}); convert it with ffmpeg") from error
     print(f"\n{count} frames in {target}", flush=True)
     if interrupted():
@@ -76,21 +76,23 @@ def _copy(
     video = reader.streams.video[0]
     announced = video.frames or round(float((reader.duration or 0) / 1_000_000 * (video.average_rate or 0)))
     writer.metadata.update(reader.metadata)
-    output, sound, count, began = None, {}, 0, time.monotonic()
+    output, sound, waiting, count, last_pts, began = None, {}, [], 0, -1, time.monotonic()
     shown = began
     for packet in reader.demux(video, *reader.streams.audio):
         if packet.stream.type == "audio":
-            if packet.dts is not None and packet.stream in sound:
-                packet.stream = sound[packet.stream]
-                writer.mux(packet)
-            continue
-        for frame in packet.decode():
+            waiting += [packet] if packet.dts is not None else []
+        while waiting and output is not None:  # nothing can be written before all streams are known
+            audio = waiting.pop(0)
+            audio.stream = sound[audio.stream]
+            writer.mux(audio)
+        for frame in packet.decode() if packet.stream is video else ():
             deep = max(component.bits for component in frame.format.components) > 8
             rgb = np.rot90(frame.to_ndarray(format="rgb48le" if deep else "rgb24"), frame.rotation // 90)
             if output is None:
                 output = _add_video(writer, video, codec, options, rgb, deep)
                 sound = {stream: writer.add_stream_from_template(stream) for stream in reader.streams.audio}
             derained = _encoded(frame, derain(np.ascontiguousarray(rgb)), output, deep)
+            last_pts = derained.pts = max(last_pts + 1, last_pts if frame.pts is None else frame.pts)
             writer.mux(output.encode(derained))
             count += 1
             if time.monotonic() - shown > 5 or count == 1:
@@ -124,12 +126,12 @@ def _add_video(writer: Any, video: Any, codec: str, options: dict[str, str], rgb
 
 
 def _encoded(frame: Any, rgb: np.ndarray, output: Any, deep: bool) -> Any:
-    """Return a derained frame in the stream's pixel format, with the time and colour matrix of the one it replaces."""
+    """Return a derained frame in the stream's pixel format, with the colour matrix of the one it replaces."""
     import av
 
     derained = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb48le" if deep else "rgb24")
     derained = derained.reformat(
         format=output.pix_fmt, dst_colorspace=frame.colorspace, dst_color_range=frame.color_range
     )
-    derained.pts, derained.time_base = frame.pts, frame.time_base
+    derained.time_base = frame.time_base
     return derained

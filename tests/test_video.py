@@ -110,7 +110,7 @@ def test_what_is_not_rain_stays(tmp_path: Path, options: dict, suffix: str) -> N
     ):
         assert np.abs(first - second).mean() < 3
         assert rgb.dtype == (np.uint16 if "pix_fmt" in options else np.uint8)
-        shown = rgb / 257 if rgb.dtype == np.uint16 else rgb
+        shown = rgb / 257 if rgb.dtype == np.uint16 else rgb.astype(float)
         assert np.abs(shown - expected).mean() < 6  # RGB, not BGR, and the right colour matrix
     assert sound_of(target) == sound_of(source)
     assert bool(sound_of(source)) == ("sound" in options)
