@@ -1,7 +1,7 @@
 """Time of one derained image: the plain published formulation against what this repository runs.
 
-    python benchmarks/inference.py                     # 481x321 on the CPU: about a minute on two cores
-    python benchmarks/inference.py --device cuda --height 1080 --width 1920
+    python -m benchmarks.inference                     # 481x321 on the CPU: about a minute on two cores
+    python -m benchmarks.inference --device cuda --height 1080 --width 1920
 
 Plain is NCHW, float32, with concatenations, as published. "bf16" is --precision bf16 of the test
 scripts; its column tells how far its images are from those of float32. OpenVINO is measured where it
@@ -14,11 +14,8 @@ import copy
 import dataclasses
 import importlib.util
 import multiprocessing
-import sys
 from collections.abc import Callable
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
@@ -27,7 +24,8 @@ from benchmarks import plain_dargnet
 from benchmarks.common import measure, report, summarise, tell_if_without_gpu
 from derain.cli import run_script, setting
 from derain.data.synthesize import add_rain, free_photographs, rain_layer
-from derain.inference import OpenVINONetwork, derain, fold, weights_file
+from derain.inference import OpenVINONetwork, derain, weights_file
+from derain.optimized import fold
 from networks import DARGNet, load_network, published_names
 from SSIM import psnr
 from utils import choose_device, quantize, to_image, to_tensor
@@ -93,7 +91,7 @@ def main(settings: Settings) -> None:
     else:
         candidates[PLAIN] = plain
     candidates |= {
-        "channels_last, no concatenation": lambda: derain(ordered, rainy),
+        "channels_last, as written": lambda: derain(ordered, rainy),
         "folded (default)": lambda: derain(folded, rainy),
         "folded, bf16": lambda: derain(half, rainy),
     }

@@ -1,6 +1,6 @@
 """Training patches per second of one process: the published way of storing them against this repository's.
 
-    python benchmarks/loading.py            # a minute, 1.5 GB of temporary files
+    python -m benchmarks.loading            # a minute, 1.5 GB of temporary files
 
 Plain: every patch is a float32 array of its own in one of two HDF5 files, and both files are
 opened anew for each sample, as the published loader does. Ours: one file of uint8 images,
@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import h5py
 import numpy as np

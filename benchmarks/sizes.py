@@ -1,8 +1,8 @@
 """Time and peak memory of one derained image against its size, 0.1 to 33 megapixels, and a plot of both.
 
     pip install -r requirements-extra.txt
-    python benchmarks/sizes.py                           # a quarter of an hour on two CPU cores
-    python benchmarks/sizes.py --largest 2.1 --plot small.png
+    python -m benchmarks.sizes                           # a quarter of an hour on two CPU cores
+    python -m benchmarks.sizes --largest 2.1 --plot small.png
 
 Each size runs in a process of its own, the way test_real.py runs it (--tile auto), because a
 process's peak memory never falls. The peak is that of the whole process, with Python and torch.
@@ -16,13 +16,12 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
 import torch
 
 from derain.cli import run_script, setting
-from derain.inference import DTYPES, automatic_tile, derain_image, fold, weights_file
+from derain.inference import DTYPES, automatic_tile, derain_image, weights_file
+from derain.optimized import fold
 from networks import load_network
 from utils import InputError, atomic_path, environment, keep_freed_memory, write_json
 

@@ -1,11 +1,10 @@
 """Time of one training step, batch 8 of 100x100 patches: the plain published formulation against ours.
 
-    python benchmarks/training.py                      # on the CPU: about two minutes on two cores
-    python benchmarks/training.py --device cuda
-    python benchmarks/training.py --profile            # where the time of our steps goes, on the CPU
+    python -m benchmarks.training                      # on the CPU: about two minutes on two cores
+    python -m benchmarks.training --device cuda
 
 Plain is NCHW, float32, with concatenations, SSIM with 11x11 windows, and a second forward pass that
-only serves to print a PSNR, as published. Ours is the step of engine.train, in both precisions. All
+only serves to print a PSNR, as published. Ours is the step of train, in both precisions. All
 begin with the same numbers and the same batch; the table's last column is the loss of the first step.
 """
 
@@ -13,29 +12,23 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import sys
-import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import plain_dargnet
 from benchmarks.common import measure, report, summarise, tell_if_without_gpu
 from derain.cli import run_script, setting
 from derain.data.synthesize import add_rain, free_photographs, rain_layer
-from derain.training import loss_parts, speed_up
+from derain.optim import Muon
+from derain.optimized import speed_up
 from networks import DARGNet, convert_state_dict
 from SSIM import SSIM
-from utils import InputError, choose_device, to_tensor
+from utils import choose_device, to_tensor
 
 PLAIN = "plain formulation, NCHW, second pass for a PSNR"
 
@@ -50,50 +43,6 @@ class Settings:
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     json_path: Path | None = setting(None, "file for the figures and the environment")
     compile: bool = setting(True, "measure --compile of the train scripts, too; needs a C++ compiler")
-    profile: bool = setting(False, "print which operations take the time of our steps instead")
-
-
-class Clock(TorchDispatchMode):
-    """While active, adds up the seconds of each kind of operation; on the CPU, where a call ends with its work."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seconds: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        began = time.perf_counter()
-        result = operation(*args, **kwargs or {})
-        self.seconds[self.kind(operation.overloadpacket.__name__, args)] += time.perf_counter() - began
-        return result
-
-    @staticmethod
-    def kind(name: str, args: tuple) -> str:
-        """In the words of the table: convolutions by their kernels, then PReLUs, then all the rest."""
-        if "convolution" in name:
-            backward = "backward" in name
-            weight = args[2] if backward else args[1]
-            kernel = "depthwise" if weight.shape[1] == 1 else f"{weight.shape[2]}x{weight.shape[3]}"
-            return f"convolutions {kernel}, {'back' if backward else 'forward'}"
-        return "PReLU" if name in ("leaky_relu", "leaky_relu_backward", "clamp_max") else "pointwise and sums"
-
-
-def print_profile(name: str, step: Callable[[], float], rounds: int) -> None:
-    """The share of each kind of operation in a step's time, medians over some steps."""
-    for _ in range(3):
-        step()
-    totals, parts = [], []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        with Clock() as clock:
-            step()
-        totals.append(time.perf_counter() - began)
-        parts.append(clock.seconds)
-    print(f"\n{name}: {np.median(totals):.3f} s a step\n\n| operations | seconds | share |\n|---|---|---|")
-    medians = {kind: float(np.median([part[kind] for part in parts])) for kind in parts[0]}
-    medians["between them"] = float(np.median(totals)) - sum(medians.values())
-    for kind, seconds in sorted(medians.items(), key=lambda item: -item[1]):
-        if seconds > 0.005 * np.median(totals):
-            print(f"| {kind} | {seconds:.3f} | {seconds / np.median(totals):.0%} |")
 
 
 def plain_ssim(first: Tensor, second: Tensor) -> Tensor:
@@ -134,10 +83,10 @@ class PlainStep:
 
 
 class OurStep:
-    """Training steps as engine.train does them; a call does one and returns its loss."""
+    """Training steps as derain.steps takes them; a call does one and returns its loss."""
 
     def __init__(
-        self, state: plain_dargnet.State, rainy: Tensor, clean: Tensor, half: bool, compiled: bool = False
+        self, state: plain_dargnet.State, rainy: Tensor, clean: Tensor, bf16: bool, compiled: bool = False
     ) -> None:
         self.network = DARGNet()
         self.network.load_state_dict(convert_state_dict(state))
@@ -145,20 +94,28 @@ class OurStep:
         speed_up(self.network, prelus=rainy.device.type == "cpu" and not compiled)
         if compiled:
             self.network.compile(dynamic=False)
-        self.rainy, self.clean, self.half = rainy, clean, half
-        self.similarity = SSIM().to(rainy.device)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-3)
+        self.rainy, self.clean = (x.to(memory_format=torch.channels_last) for x in (rainy, clean))
+        self.bf16, self.ssim = bf16, SSIM().to(rainy.device)
+        self.optimizer: torch.optim.Optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-3)
 
     def __call__(self) -> float:
-        derained, dissimilarity, difference = loss_parts(
-            self.network, self.similarity, self.rainy, self.clean, self.half
-        )
-        loss = dissimilarity + difference
+        with torch.autocast(self.rainy.device.type, torch.bfloat16, enabled=self.bf16):
+            derained = self.network(self.rainy)
+        derained = derained.float()
+        loss = 1 - self.ssim(derained, self.clean) + F.l1_loss(derained, self.clean)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         F.mse_loss(derained.detach().clamp(0, 1), self.clean).log10().item()
         return loss.item()
+
+
+class MuonStep(OurStep):
+    """The same steps with Muon in Adam's place."""
+
+    def __init__(self, state: plain_dargnet.State, rainy: Tensor, clean: Tensor) -> None:
+        super().__init__(state, rainy, clean, bf16=True)
+        self.optimizer = Muon(self.network)
 
 
 def prepare_plain(state: plain_dargnet.State, rainy: Tensor, clean: Tensor) -> None:
@@ -191,23 +148,18 @@ def main(settings: Settings) -> None:
     device = choose_device(settings.device)
     state = plain_dargnet.random_published_state()
     rainy, clean = (images.to(device) for images in batch(settings))
-    if settings.profile:
-        if device.type != "cpu":
-            raise InputError("--profile times operations as the CPU does them: add --device cpu")
-        for name, half in (("ours, fp32", False), ("ours, bf16", True)):
-            print_profile(name, OurStep(state, rainy, clean, half), settings.rounds)
-        return
     candidates: dict[str, Callable[[], float]] = {}
     if device.type == "cpu":  # the scripts have their process keep freed memory; as published there is no such thing
         child = multiprocessing.get_context("spawn").Pool(1, prepare_plain, (state, rainy, clean))
         candidates[PLAIN] = lambda: child.apply(plain)
     else:
         candidates[PLAIN] = PlainStep(state, rainy, clean)
-    candidates["ours, fp32 (default)"] = OurStep(state, rainy, clean, half=False)
-    candidates["ours, bf16"] = OurStep(state, rainy, clean, half=True)
+    candidates["ours, fp32 (default)"] = OurStep(state, rainy, clean, bf16=False)
+    candidates["ours, bf16"] = OurStep(state, rainy, clean, bf16=True)
+    candidates["ours, bf16, Muon"] = MuonStep(state, rainy, clean)
     if settings.compile:
-        candidates["ours, fp32, --compile"] = OurStep(state, rainy, clean, half=False, compiled=True)
-        candidates["ours, bf16, --compile"] = OurStep(state, rainy, clean, half=True, compiled=True)
+        candidates["ours, fp32, --compile"] = OurStep(state, rainy, clean, bf16=False, compiled=True)
+        candidates["ours, bf16, --compile"] = OurStep(state, rainy, clean, bf16=True, compiled=True)
     losses = {name: step() for name, step in candidates.items()}
     for name, loss in losses.items():
         if abs(loss - losses[PLAIN]) > (5e-3 if "bf16" in name else 1e-4):

@@ -1,28 +1,26 @@
 """From a photograph to a figure, one step after the other: rain it, derain it, measure it, show it.
 
-    python examples/walk_through.py                                # writes results/walk_through.png
-    python examples/walk_through.py --photo coffee --rain heavy    # another photograph, more rain
+    python -m examples.walk_through                                # writes results/walk_through.png
+    python -m examples.walk_through --photo coffee --rain heavy    # another photograph, more rain
 
 Read it beside its output. Each step calls what the test scripts call for it.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 from derain.cli import run_script, setting
 from derain.data.synthesize import KINDS, add_rain, free_photographs, rain_layer
 from derain.figure import Row, crop_place, montage, save
-from derain.inference import derain, fold
-from networks import load_network
+from derain.inference import derain
+from derain.optimized import optimize
+from networks import load_network, receptive_field_radius
 from SSIM import image_metrics, psnr_y
 from utils import InputError, quantize, to_image, to_tensor
 
+ROOT = Path(__file__).parent.parent
 WEIGHTS = {"light": ROOT / "logs/Rain100L/net_latest.pth", "heavy": ROOT / "logs/Rain100H/net_latest.pth"}
 
 
@@ -47,22 +45,23 @@ def walk(settings: Settings) -> None:
     clean = np.ascontiguousarray(photograph[top : top + height, left : left + width])
     print(f"1. photograph  {settings.photo}, {width}x{height} pixels from its middle")
 
-    # 2. Rain is one grey layer, added and cut off at white: a rainy pixel is never darker than the clean one.
+    # 2. Rain is one grey layer, added and clipped at white: a rainy pixel is never darker than the clean one.
     layer = rain_layer(height, width, settings.rain, np.random.RandomState(settings.seed))
     rainy = add_rain(clean, layer)
     print(f"2. rain        {settings.rain}: {layer.mean():.1f} grey levels on average, {layer.max():.0f} at most")
 
-    # 3. The network of the paper, with trained weights. fold() rewrites it: fewer operations, the same values.
+    # 3. The network of the paper, with trained weights. optimize() rewrites it: fewer operations, the same values.
     weights = WEIGHTS[settings.rain]
-    network = fold(load_network(weights))
-    print(f"3. network     {weights.relative_to(ROOT)}; a pixel sees {network.receptive_field_radius} to each side")
+    network = optimize(load_network(weights))
+    radius = receptive_field_radius(network)
+    print(f"3. network     {weights.relative_to(ROOT)}; a pixel sees {radius} to each side")
 
     # 4. It takes and gives (N, 3, H, W) float32 in [0, 1]; round, don't truncate, to get back to 8 bits.
     derained = quantize(to_image(derain(network, to_tensor(rainy))))
     changes = np.abs(derained.astype(int) - rainy).max(axis=2)
     print(f"4. derained    {np.mean(changes > 4):.0%} of the pixels changed by more than 4 grey levels")
 
-    # 5. The same two pictures have other figures on Y and on RGB: name the protocol whenever you print one.
+    # 5. The same two images have different scores on Y and on RGB: name the protocol whenever you print one.
     before, after = image_metrics(rainy, clean), image_metrics(derained, clean)
     for metric in before:
         print(f"5. {metric:11} {before[metric]:.4g} before, {after[metric]:.4g} after")

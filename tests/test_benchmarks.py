@@ -15,15 +15,16 @@ from benchmarks.common import summarise
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 TINY = {
-    "inference.py": ("--logdir", ROOT / "logs/Rain100L", "--height", "40", "--width", "48", "--rounds", "2"),
-    "training.py": ("--batch_size", "1", "--patch_size", "32", "--rounds", "2", "--no-compile"),
-    "loading.py": ("--patch_size", "32", "--stride", "300", "--patches", "40", "--rounds", "2"),
+    "inference": ("--logdir", ROOT / "logs/Rain100L", "--height", "40", "--width", "48", "--rounds", "2"),
+    "training": ("--batch_size", "1", "--patch_size", "32", "--rounds", "2", "--no-compile"),
+    "loading": ("--patch_size", "32", "--stride", "300", "--patches", "40", "--rounds", "2"),
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", TINY)
 def test_a_benchmark_prints_and_keeps_its_table(command: Command, tmp_path: Path, script: str) -> None:
-    result = command(f"benchmarks/{script}", *TINY[script], "--json_path", "kept.json")
+    result = command(f"benchmarks.{script}", *TINY[script], "--json_path", "kept.json")
     assert result.returncode == 0, result.stderr
     kept = json.loads((tmp_path / "kept.json").read_text())
     assert kept["environment"]["torch"] == torch.__version__
@@ -34,26 +35,15 @@ def test_a_benchmark_prints_and_keeps_its_table(command: Command, tmp_path: Path
     for row in rows:
         assert 0 < row["low"] <= row["seconds"] <= row["high"]
         assert f"| {row['name']} | " in result.stdout
-    if script != "loading.py" and not torch.cuda.is_available():
+    if script != "loading" and not torch.cuda.is_available():
         assert "CUDA: skipped" in result.stdout
 
 
-def test_the_profile_of_a_step_adds_up(command: Command) -> None:
-    result = command("benchmarks/training.py", *TINY["training.py"], "--profile")
-    assert result.returncode == 0, result.stderr
-    for precision in ("fp32", "bf16"):
-        part = result.stdout.split(f"ours, {precision}: ")[1]
-        lines = [line.split("|") for line in part.split("\n\n")[1].splitlines()[2:]]
-        assert {"convolutions 3x3, back", "PReLU", "between them"} <= {line[1].strip() for line in lines}
-        assert (
-            85 <= sum(int(line[3].strip(" %")) for line in lines) <= 115
-        )  # medians, each rounded, small ones left out
-
-
+@pytest.mark.slow
 def test_sizes_and_their_plot(command: Command, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="an extra requirement")
     arguments = ("--largest", "0.11", "--plot", "sizes.png", "--json_path", "kept.json")
-    result = command("benchmarks/sizes.py", "--logdir", ROOT / "logs/Rain100L", *arguments)
+    result = command("benchmarks.sizes", "--logdir", ROOT / "logs/Rain100L", *arguments)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "sizes.png").read_bytes()[:4] == b"\x89PNG"
     rows = json.loads((tmp_path / "kept.json").read_text())["rows"]

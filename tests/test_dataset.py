@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import shutil
 from pathlib import Path
 
@@ -242,14 +241,11 @@ def test_a_set_may_be_the_current_folder(folder: Path, monkeypatch: pytest.Monke
 
 def test_a_set_that_is_packed_anew_keeps_serving_who_has_it(folder: Path) -> None:
     data = DerainDataset(prepare(folder, log=quiet), 32, 32)
-    pickled = pickle.dumps(data)
     first = data[0][0].clone()
     for pair in find_pairs(folder):
         write(pair.rainy, scene(50 + pair.number)[0])
     prepare(folder, log=quiet)
     assert torch.equal(data[0][0], first)
-    with pytest.raises(InputError, match="packed anew"):
-        pickle.loads(pickled)[0]
 
 
 def test_a_failed_prepare_leaves_the_old_file(folder: Path) -> None:
@@ -304,7 +300,7 @@ def test_portrait_images_and_chosen_pairs(tmp_path: Path) -> None:
 
 def test_an_image_smaller_than_a_patch(folder: Path) -> None:
     path = prepare(folder, log=quiet)
-    with pytest.raises(InputError, match="72x64, smaller than a 100 patch"):
+    with pytest.raises(InputError, match="72x64, smaller than a patch of 100"):
         DerainDataset(path, 100, 80)
 
 

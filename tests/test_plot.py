@@ -1,4 +1,4 @@
-"""The picture of validation PSNR: which lines of a log count, and that it is drawn."""
+"""The plot of validation PSNR: which lines of a log count, and that it is drawn."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from benchmarks.plot import Settings, draw, validation_curve
 from utils import InputError
@@ -18,36 +17,24 @@ def write_log(folder: Path, *lines: dict) -> Path:
     return folder
 
 
+def at(minutes: float, psnr: float) -> dict:
+    return {"validation": 20, "step": 1, "minutes": minutes, "psnr_y": psnr}
+
+
 def test_what_counts(tmp_path: Path) -> None:
-    """Stopped after step 20 and gone on from step 10; then a second run from the first one's weights."""
-    folder = write_log(
-        tmp_path / "run",
-        {"begin": 0, "settings": {"init": None}},
-        {"step": 10, "psnr_y": 30.0},
-        {"step": 15, "loss": 0.1},
-        {"step": 20, "psnr_y": 31.0},
-        {"begin": 10, "settings": {"init": None}},
-        {"step": 20, "psnr_y": 31.0},
-        {"begin": 0, "settings": {"init": "run/net_latest.pth"}},
-        {"step": 5, "psnr_y": 32.0},
-    )
-    assert validation_curve(folder) == ([10, 20, 25], [30.0, 31.0, 32.0], [20])
+    """An earlier run in the folder, then one that was interrupted after two minutes and resumed."""
+    lines = [{"begin": 0}, at(1, 20.0), {"begin": 0}, at(1, 30.0), {"loss": 0.1}, at(2, 31.0), {"begin": 10}, at(3, 32)]
+    assert validation_curve(write_log(tmp_path / "run", *lines)) == ([1, 2, 5], [30.0, 31.0, 32])
 
 
-def test_a_new_run_in_the_same_folder_replaces_the_old_one(tmp_path: Path) -> None:
-    begin = {"begin": 0, "settings": {"init": None}}
-    folder = write_log(tmp_path / "run", begin, {"step": 10, "psnr_y": 30.0}, begin, {"step": 4, "psnr_y": 20.0})
-    assert validation_curve(folder) == ([4], [20.0], [])
-
-
-def test_no_log_no_picture(tmp_path: Path) -> None:
+def test_no_log_no_plot(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="log"):
         validation_curve(tmp_path)
     with pytest.raises(InputError, match="no validation"):
         validation_curve(write_log(tmp_path / "run", {"step": 15, "loss": 0.1}))
 
 
-def test_the_picture(tmp_path: Path) -> None:
+def test_the_plot(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="an extra requirement")
-    draw(Settings(runs=(ROOT / "logs/Rain100L",), out=tmp_path / "curve.png"))
+    draw(Settings(runs=(write_log(tmp_path / "run", {"begin": 0}, at(1, 30), at(2, 31)),), out=tmp_path / "curve.png"))
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
