@@ -21,13 +21,13 @@ import numpy as np
 from derain import figure, page
 from derain.cli import check_folder, setting
 from derain.data.fingerprints import pixel_hash
+from derain.data.pairs import Pair, find_pairs, rainy_file, read_pair
 from derain.data.synthesize import synthetic_label
 from derain.inference import Loader, derain_image, open_network, parse_tile, weights_file
 from derain.inputs import default_data, find_images, label_of
 from derain.results import MadeWith, OutputPaths, identical, output_paths, summary_lines, table, write_results
 from derain.test_sets import TestSet
 from derain.video import derain_video, is_video
-from DerainDataset import Pair, find_pairs, rainy_file, read_pair
 from networks import load_network
 from SSIM import PROTOCOL, image_metrics
 from utils import (

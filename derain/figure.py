@@ -14,8 +14,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from derain.data.pairs import Pair, rainy_file
 from derain.results import OutputPaths, refuse_replacing
-from DerainDataset import Pair, rainy_file
 from SSIM import WINDOW, luma, psnr_y, ssim_y
 from utils import InputError, read_rgb, write_atomically
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from derain.data.fingerprints import known_sets, pixel_hash
+from derain.data.pairs import Pair, find_rainy, folders_below, list_images, rainy_file
 from derain.data.synthesize import stand_in, synthetic_label
 from derain.test_sets import TestSet
 from derain.video import VIDEO_SUFFIXES
-from DerainDataset import Pair, find_rainy, folders_below, list_images, rainy_file
 from utils import IMAGE_SUFFIXES, InputError, read_rgb
 
 

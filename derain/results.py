@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from derain.data.pairs import Pair, rainy_file
 from derain.test_sets import TestSet
-from DerainDataset import Pair, rainy_file
 from utils import DecodedImage, InputError, read_image, write_atomically, write_json
 
 METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")

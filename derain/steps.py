@@ -18,7 +18,8 @@ from torch.optim.swa_utils import AveragedModel
 from derain.checkpoint import RunFolder
 from derain.distributed import Processes
 from derain.optim import Muon, learning_rate_factor, moving_average
-from DerainDataset import DerainDataset, GridPatches, RandomPatches
+from derain.patches import GridPatches, RandomPatches
+from DerainDataset import DerainDataset
 from utils import InputError, choose_precision
 
 if TYPE_CHECKING:

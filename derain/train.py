@@ -21,8 +21,9 @@ from derain.cli import check_folder, interrupts_noted, setting
 from derain.distributed import Processes
 from derain.inference import DTYPES, derain_image, weights_file
 from derain.optimized import optimize, speed_up
+from derain.patches import GridPatches, RandomPatches, Stage
 from derain.steps import DivergenceGuard, Meter, Training
-from DerainDataset import DerainDataset, GridPatches, RandomPatches, Stage, prepare, split_by_background
+from DerainDataset import DerainDataset, prepare, split_by_background
 from networks import load_network
 from SSIM import SSIM, psnr_y, ssim_y
 from utils import InputError, environment, keep_freed_memory, to_tensor

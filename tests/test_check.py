@@ -15,7 +15,7 @@ import pytest
 from conftest import LAYOUT_PATTERNS, scene, write, write_pairs
 
 from derain.data import check, fingerprints, identify, rebuild
-from DerainDataset import BSD300_PHOTOGRAPHS, RAIN100_BACKGROUNDS, RAINTRAINH_PAIRS, is_strict
+from derain.data.pairs import BSD300_PHOTOGRAPHS, RAIN100_BACKGROUNDS, RAINTRAINH_PAIRS, is_strict
 from utils import InputError, read_rgb
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -14,18 +15,8 @@ import torch
 from conftest import LAYOUT_PATTERNS, scene, write, write_pairs
 from torch.utils.data import DataLoader
 
-from DerainDataset import (
-    DerainDataset,
-    Pair,
-    find_pairs,
-    find_rainy,
-    is_strict,
-    line_digests,
-    prepare,
-    read_pair,
-    split_by_background,
-    strict_raintrainh,
-)
+from derain.data.pairs import Pair, find_pairs, find_rainy, is_strict, read_pair, strict_raintrainh
+from DerainDataset import DerainDataset, line_digests, prepare, split_by_background
 from utils import InputError
 
 
@@ -43,6 +34,77 @@ def test_every_layout(tmp_path: Path, layout: str) -> None:
     for pair in pairs:
         for found, expected in zip(read_pair(pair), scene(pair.number), strict=True):
             assert np.array_equal(found, expected)
+
+
+# name: (files, the first pair, how many pairs) or (files, a part of the error)
+TREES: dict[str, tuple] = {
+    "BasicSR": ("LQ/{n}.png GT/{n}.png", "LQ/1.png", "GT/1.png", 3),
+    "clean ones among others": (
+        "rainy/rain-{n}.png norain-{n}.png rain-{n}.png",
+        "rainy/rain-1.png",
+        "norain-1.png",
+        3,
+    ),
+    "capitals": ("Rainy/RAIN-00{n}.PNG NoRain-00{n}.png", "Rainy/RAIN-001.PNG", "NoRain-001.png", 3),
+    "label": ("input/{n}.png label/{n}.png", "input/1.png", "label/1.png", 3),
+    "nested": ("a/test/rain/norain-{n}.png a/test/norain/norain-{n}.png", "a/test/rain/norain-1.png", None, 3),
+    "macOS": ("rainy/rain-{n}.png norain-{n}.png ._norain-{n}.png", "rainy/rain-1.png", "norain-1.png", 3),
+    "Unicode forms": (
+        "rainy/Zu\u0308rich{n}.png clean/Z\u00fcrich{n}.png",
+        None,
+        "clean/Z\u00fcrich1.png",
+        3,
+    ),
+    "several rains": ("in/im_{n}_s80.png in/im_{n}_s85.png gt/im_{n}.png", "in/im_1_s80.png", "gt/im_1.png", 6),
+    "Rain1400": ("rainy/90{n}_1.png rainy/90{n}_2.png groundtruth/90{n}.png", "rainy/901_1.png", None, 6),
+    "Rain100H x2": ("rainy/rain-{n}x2.png norain-{n}x2.png", "rainy/rain-1x2.png", "norain-1x2.png", 3),
+    "Rain100H rain_X2": ("rain_X2/norain-{n}x2.png norain/norain-{n}.png", "rain_X2/norain-1x2.png", None, 3),
+    "Raindrop": ("data/{n}_rain.png gt/{n}_clean.png", "data/1_rain.png", "gt/1_clean.png", 3),
+    "Raindrop in one folder": ("{n}_rain.png {n}_clean.png", "1_rain.png", "1_clean.png", 3),
+    "SPA": ("rain/00{n}.png gt/00{n}gt.png", "rain/001.png", "gt/001gt.png", 3),
+    "Windows copies": ("rainy/rain ({n}).png clean/norain ({n}).png", "rainy/rain (1).png", None, 3),
+    "zeros": ("rainy/{n}.png clean/0000{n}.png", "rainy/1.png", "clean/00001.png", 3),
+    "RainTrainL": (
+        *("rain-{n}.png norain-{n}.png rainstreak-{n}.png rainregion-{n}.png", "rain-1.png", "norain-1.png", 3),
+    ),
+    "a duplicate": ("input/926_{n}.png input/926_1(1).png target/926_{n}.png", r"926_1\(1\)\.png: its clean image"),
+    "side by side": ("norain-{n}.png", "known layout"),
+    "several in one folder": ("90{n}.png 90{n}_1.png 90{n}_2.png", "known layout"),
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_trees_met_in_the_wild(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    patterns, *expected = TREES[name]
+    files = [pattern.format(n=n) for pattern in re.findall(r"\S(?:.*?\.(?:png|PNG))", patterns) for n in (1, 2, 3)]
+    for file in files:
+        (tmp_path / "set" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / file).write_bytes(b"only the names matter")
+    if len(expected) == 1:
+        with pytest.raises(InputError, match=expected[0]):
+            find_pairs(tmp_path / "set")
+        return
+    pairs = find_pairs(tmp_path / "set")
+    rainy, clean, count = expected
+    assert len(pairs) == count
+    first = [p.relative_to(tmp_path / "set").as_posix() for p in (pairs[0].rainy, pairs[0].clean)]
+    assert [rainy or first[0], clean or first[1]] == first
+    said = capsys.readouterr().out
+    assert said == "" if name != "RainTrainL" else "6 other images left out, such as rainregion-1.png" in said
+
+
+@pytest.mark.parametrize("streaks", [True, False])
+def test_two_folders_that_could_be_the_rainy_ones(tmp_path: Path, streaks: bool) -> None:
+    """In rain/ there may be streaks, which are darker than the clean image somewhere: then input/ is meant."""
+    write_pairs(tmp_path, 3, "MPRNet")
+    for n in (1, 2, 3):
+        rainy, clean = scene(n)
+        write(tmp_path / f"rain/{n}.png", rainy - clean if streaks else rainy)
+    if streaks:
+        assert find_pairs(tmp_path)[0].rainy == tmp_path / "input/1.png"
+    else:
+        with pytest.raises(InputError, match=r"rain/, input/, target/ could all be meant"):
+            find_pairs(tmp_path)
 
 
 def test_pairs_do_not_depend_on_the_order_of_files(tmp_path: Path) -> None:
@@ -207,17 +269,14 @@ def test_prepare_rebuilds_a_cut_off_file(folder: Path, share: float) -> None:
 def test_prepare_keeps_a_foreign_file(folder: Path, kind: str) -> None:
     path = folder.with_name("set.h5")
     if kind == "text":
-        path.write_text("somebody's notes")
+        path.write_text("mine")
     else:
         with h5py.File(path, "w") as file:
-            file["somebody"] = np.arange(3)
-    content = path.read_bytes()
-    prepare(folder, log=quiet)
-    assert len(DerainDataset(path, 32, 32).pairs) == 4
-    assert path.with_name("set.h5.foreign").read_bytes() == content
-    path.write_bytes(content)
-    prepare(folder, log=quiet)
-    assert path.with_name("set.h5.foreign1").read_bytes() == content
+            file["mine"] = 1
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"set\.h5: not a packed training set; rename it"):
+        prepare(folder, log=quiet)
+    assert path.read_bytes() == before
 
 
 def test_the_strict_set_has_a_file_of_its_own(tmp_path: Path) -> None:
@@ -260,7 +319,7 @@ def test_a_failed_prepare_leaves_the_old_file(folder: Path) -> None:
 
 def test_two_prepares_at_once(folder: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=prepare, args=(folder, None, False, quiet)) for _ in range(2)]
+    processes = [context.Process(target=prepare, args=(folder, False, quiet)) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:

@@ -17,10 +17,11 @@ from conftest import ROOT, SCRIPTS, scene, write, write_pairs
 
 from derain import inputs
 from derain.data.fingerprints import KnownSet, pixel_hash
+from derain.data.pairs import find_pairs
 from derain.data.synthesize import stand_in
 from derain.results import METRICS, summary_lines, table
 from derain.test_sets import RAIN12
-from DerainDataset import DerainDataset, find_pairs
+from DerainDataset import DerainDataset
 from networks import DARGNet, load_network
 from SSIM import image_metrics
 from utils import DecodedImage, read_image, read_rgb, sha256_of, write_image

@@ -11,7 +11,7 @@ import pytest
 from conftest import scene, write
 
 from derain.data import synthesize
-from DerainDataset import find_pairs, read_pair
+from derain.data.pairs import find_pairs, read_pair
 from utils import InputError
 
 # Of the real sets' layers: share of pixels with rain, mean, 90th and 99th percentile in grey levels.

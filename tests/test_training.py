@@ -26,12 +26,14 @@ import train_rain100L
 from derain import steps
 from derain import train as training
 from derain.cli import parse_settings
+from derain.data.pairs import find_pairs, read_pair
 from derain.distributed import Processes
 from derain.inference import derain_image
 from derain.optimized import fold
+from derain.patches import GridPatches, RandomPatches
 from derain.steps import Training
 from derain.train import RECIPES, TrainSettings, validate
-from DerainDataset import DerainDataset, GridPatches, RandomPatches, find_pairs, prepare, read_pair, split_by_background
+from DerainDataset import DerainDataset, prepare, split_by_background
 from networks import DARGNet, load_network
 from SSIM import SSIM, psnr_y, ssim_y
 from utils import InputError, set_seed, to_tensor

@@ -26,8 +26,9 @@ import numpy as np
 from derain.cli import run_script, setting
 from derain.data.fingerprints import content_signs, pixel_hash
 from derain.data.identify import Image, count_backgrounds, identify, listed, matching, shared_with_tests
+from derain.data.pairs import Pair, UnknownLayout, find_pairs, find_rainy, name_key, read_pair
 from derain.data.synthesize import synthetic_label
-from DerainDataset import Pair, UnknownLayout, find_pairs, find_rainy, line_digests, name_key, read_pair
+from DerainDataset import line_digests
 from SSIM import WINDOW, psnr_y, ssim_y
 from utils import InputError, read_rgb
 

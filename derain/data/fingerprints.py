@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from derain.cli import run_script, setting
-from DerainDataset import BSD300_PHOTOGRAPHS, RAINTRAINH_PAIRS, find_pairs, list_images
+from derain.data.pairs import BSD300_PHOTOGRAPHS, RAINTRAINH_PAIRS, find_pairs, list_images
 from utils import InputError, read_rgb, write_json
 
 STORE = Path(__file__).with_name("fingerprints.json")

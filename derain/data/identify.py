@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from derain.data.fingerprints import KnownSet, first_match, known_sets, photographs
-from DerainDataset import is_strict
+from derain.data.pairs import is_strict
 
 LISTED = 12  # numbers, or ranges of numbers, in one line
 

@@ -24,7 +24,8 @@ import numpy as np
 import skimage.data
 
 from derain.cli import run_script, setting
-from DerainDataset import SYNTHETIC_MARKER, list_images
+from derain.data.pairs import list_images
+from DerainDataset import SYNTHETIC_MARKER
 from utils import DecodedImage, InputError, read_rgb, write_image, write_json
 
 VERSION = 1  # of the generator: raised whenever the same seed gives other pictures
