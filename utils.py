@@ -12,11 +12,10 @@ import os
 import platform
 import random
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 # Before OpenCV is loaded: a few bytes can claim any number of pixels. 2^28 are 16,384 x 16,384.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**28))
@@ -185,46 +184,6 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         temporary.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
 
 
-def keep_under(path: Path, name: Path) -> None:
-    """Give a file a second name in its folder, or, where files can have one only, that name alone."""
-    link = name.with_name(f".{name.name}.tmp")
-    link.unlink(missing_ok=True)
-    try:
-        link.hardlink_to(path)
-        link.replace(name)
-    except OSError:
-        path.replace(name)
-
-
-def lock(path: Path) -> IO[str]:
-    """Hold a file for this process, until the object it gives is closed or the process ends, however it ends.
-
-    Raises InputError while another process holds it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "w", encoding="utf-8")  # noqa: SIM115, it stays open
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not passed on to workers that outlive a killed run
-    except OSError as error:
-        file.close()
-        raise InputError(f"{path.parent}: another process is writing there; wait for it, or choose another") from error
-    return file
-
-
-def append_line(path: Path, line: str) -> None:
-    """Add a line to a log and hand it to the system at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(line + "\n")
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write strict JSON, atomically: paths become strings, infinite and undefined numbers null."""
     write_atomically(path, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
@@ -254,11 +213,6 @@ def sha256_of(path: Path) -> str:
 
 
 # ---------------------------------------------------------------- devices, seeds, environment
-
-
-def processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_device(name: str) -> torch.device:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from tensorboardX import SummaryWriter
 from torch import Tensor
 
-from utils import InputError, append_line, lock, plain, save_torch
+from utils import InputError, plain, save_torch
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
 
 
 class RunFolder:
@@ -72,7 +78,9 @@ class RunFolder:
     def log(self, line: dict[str, Any]) -> None:
         """Add a line to log.jsonl."""
         if self.writes:
-            append_line(self.folder / "log.jsonl", json.dumps(plain(line)))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(plain(line)) + "\n")
 
     def show(self, step: int, values: dict[str, float], tag: str = "", images: Sequence[Tensor] = ()) -> None:
         """Send values to TensorBoard, by tag, and a grid of images under `tag`: one row for each of `images`.
@@ -93,3 +101,23 @@ class RunFolder:
         """Finish TensorBoard's file."""
         if self.writes:
             self.tensorboard.close()
+
+
+def lock(path: Path) -> IO[str]:
+    """Hold a file until the returned object is closed or the process ends, however it ends.
+
+    Raises InputError while another process holds it. A file system without locks (some clusters) gets a warning.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "w", encoding="utf-8")  # noqa: SIM115, it stays open
+    if fcntl is None:  # Windows
+        return file
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by processes that outlive a killed run
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            print(f"{path}: this file system has no locks; do not start a second run in the folder", flush=True)
+            return file
+        file.close()
+        raise InputError(f"{path.parent}: another process is writing there; wait for it, or choose another") from error
+    return file

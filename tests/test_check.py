@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
+import make_fingerprints
 import numpy as np
 import pytest
 from conftest import LAYOUT_PATTERNS, scene, write, write_pairs
@@ -58,8 +59,8 @@ def known(bsds500: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
                 clean = np.round(0.8 * clean).astype(np.uint8)
             write(root / place / patterns[0].format(n), rainy(clean, n))
             write(root / place / patterns[1].format(n), clean)
-    monkeypatch.setattr(fingerprints, "print_margins", lambda images: None)
-    fingerprints.make(fingerprints.Settings(bsds500=bsds500, root=root, out=tmp_path / "fingerprints.json"))
+    monkeypatch.setattr(make_fingerprints, "print_margins", lambda images: None)
+    make_fingerprints.make(make_fingerprints.Settings(bsds500=bsds500, root=root, out=tmp_path / "fingerprints.json"))
     monkeypatch.setattr(fingerprints, "STORE", tmp_path / "fingerprints.json")
     fingerprints.photographs.cache_clear()
     fingerprints.known_sets.cache_clear()
@@ -120,7 +121,7 @@ def test_content_survives_what_happens_to_copies_and_pictures_differ() -> None:
 
 def test_sets_that_are_not_at_hand_stay_in_the_store(known: Path, bsds500: Path, tmp_path: Path) -> None:
     before = fingerprints.STORE.read_bytes()
-    fingerprints.make(fingerprints.Settings(bsds500=bsds500, root=tmp_path / "empty", out=fingerprints.STORE))
+    make_fingerprints.make(make_fingerprints.Settings(bsds500=bsds500, root=tmp_path / "empty", out=fingerprints.STORE))
     assert fingerprints.STORE.read_bytes() == before
     assert b"Rain12" in before
 

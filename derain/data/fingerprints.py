@@ -1,11 +1,9 @@
-"""Fingerprints of the data sets: what tells which images a folder holds, without the images themselves.
+"""Fingerprints of the data sets, which identify the images of a folder without the images themselves.
 
-    python -m derain.data.fingerprints --bsds500 my/BSDS500       # writes datasets/fingerprints.json anew, 1 minute
-
-Two of each photograph of BSDS500 (P. Arbelaez et al., IEEE TPAMI 33(5), 2011), which all the sets' clean images show:
-`pixel_hash` is of the exact pixels; `content_signs` is of what is seen, and stays nearly the same when an image is
-scaled in brightness, encoded anew, cropped by a few pixels or, with `first_match`, mirrored.
-The command also prints how far true and false matches of `content_signs` lie apart.
+Two of each photograph of BSDS500 (P. Arbelaez et al., IEEE TPAMI 33(5), 2011), which the clean images of all sets show:
+`pixel_hash` is of the exact pixels; `content_signs` is of what the image shows, and stays nearly the same when it is
+scaled in brightness, encoded again, cropped by a few pixels or, with `first_match`, mirrored.
+tests/make_fingerprints.py makes the file, and prints how far true and false matches of `content_signs` are apart.
 """
 
 from __future__ import annotations
@@ -14,15 +12,13 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from derain.cli import run_script, setting
-from derain.data.pairs import BSD300_PHOTOGRAPHS, RAINTRAINH_PAIRS, find_pairs, list_images
-from utils import InputError, read_rgb, write_json
+from derain.data.pairs import BSD300_PHOTOGRAPHS, RAINTRAINH_PAIRS, list_images
+from utils import InputError
 
 STORE = Path(__file__).with_name("fingerprints.json")
 GRID, FREQUENCIES = 32, 16  # side of the grey version; how many of its frequencies count, each way
@@ -30,14 +26,7 @@ ALIKE = 0.75  # of the signs agree: the same background. See datasets/README.md 
 BLOCK = 1000  # rows compared at once, so that memory stays small for large sets
 BSDS500_LAYOUTS = ("", "images", "data/images", "BSDS500/data/images", "BSR/BSDS500/data/images")
 BSDS500_PARTS = ("train", "val", "test")
-ORIGINALS = {  # where the store's rainy images are looked for; of RainTrainH 12 pairs were at hand, of Rain100H none
-    "Rain100H": ("test/Rain100H",),
-    "Rain100L": ("test/Rain100L",),
-    "Rain12": ("test/Rain12",),
-    "RainTrainH": ("train/RainTrainH", "train/RainTrainH12"),
-    "RainTrainL": ("train/RainTrainL",),
-}
-REMEDY = "get BSDS500, 500 photographs in train/, val/ and test/ (for example https://github.com/BIDS/BSDS500)"
+FIX = "get BSDS500, 500 photographs in train/, val/ and test/ (for example https://github.com/BIDS/BSDS500)"
 
 # Rain100H and Rain100L were made from the first hundred of RainTrainH's numbers, sorted as strings: 1, 10, 100,
 # 1000, 1001, ... Place k shows the photograph that RainTrainH shows under that number. Found on Rain100L.
@@ -152,7 +141,7 @@ def known_sets() -> dict[str, KnownSet]:
     return found
 
 
-# ---------------------------------------------------------------- BSDS500, and making the store
+# ---------------------------------------------------------------- BSDS500
 
 
 def find_bsds500(folder: Path) -> dict[str, Path]:
@@ -161,90 +150,10 @@ def find_bsds500(folder: Path) -> dict[str, Path]:
     Raises InputError where there is none.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; {REMEDY}")
+        raise InputError(f"{folder}: no such folder; {FIX}")
     for layout in BSDS500_LAYOUTS:
         parts = [folder / layout / part for part in BSDS500_PARTS if (folder / layout / part).is_dir()]
         files = {path.stem: path for part in parts for path in list_images(part)}
         if files:
             return files
-    raise InputError(f"{folder}: no images in train/, val/ and test/, here or in images/ or data/images/; {REMEDY}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """The command line of this file."""
-
-    bsds500: Path = setting(Path("BSDS500"), "folder of BSDS500's photographs")
-    root: Path = setting(Path("datasets"), "folder with test/ and train/; fingerprints of sets that it lacks stay")
-    out: Path = setting(STORE, "file to write")
-
-
-def make(settings: Settings) -> None:
-    """Take the fingerprints of BSDS500 and of the original sets, write them, and print their margins."""
-    files = find_bsds500(settings.bsds500)
-    if len(files) != 500:
-        raise InputError(f"{settings.bsds500}: holds {len(files)} photographs, not 500; {REMEDY}")
-    groups: dict[str, list[str]] = {"BSD300": [], "test": []}
-    for name in sorted(files):
-        groups["test" if files[name].parent.name == "test" else "BSD300"].append(name)
-    images = {name: read_rgb(files[name]) for part in groups.values() for name in part}
-    signs = {name: content_signs(image) for name, image in images.items()}
-    packed = {name: np.packbits(sign > 0).tobytes().hex() for name, sign in signs.items()}
-    lines = {name: f"{pixel_hash(image)} {packed[name]}" for name, image in images.items()}
-    stored: dict[str, dict] = {"Rain12": {}, "rainy": {}}
-    if settings.out.exists():
-        stored = json.loads(settings.out.read_text(encoding="utf-8"))
-    stored["photographs"] = {part: {name: lines[name] for name in names} for part, names in groups.items()}
-    for name, places in ORIGINALS.items():
-        folder = next((settings.root / place for place in places if (settings.root / place).is_dir()), None)
-        if folder is None:
-            continue
-        pairs = find_pairs(folder)
-        stored["rainy"][name] = {pair.key: pixel_hash(read_rgb(pair.rainy)) for pair in pairs}
-        if name == "Rain12":
-            for pair in pairs:
-                clean = read_rgb(pair.clean)
-                nearest = int(agreement(content_signs(clean)[None], np.array(list(signs.values()))).argmax())
-                stored["Rain12"][pair.key] = f"{list(signs)[nearest]} {pixel_hash(clean)}"
-    write_json(settings.out, stored)
-    print(f"{settings.out}: {len(images)} photographs, {sum(map(len, stored['rainy'].values()))} rainy images")
-    print_margins(images)
-
-
-def print_margins(images: dict[str, np.ndarray]) -> None:
-    """For copies of the images changed in several ways: least agreement with the original, most with another."""
-    originals = np.array([content_signs(image) for image in images.values()])
-    changes: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "unchanged": lambda image: image,
-        "brightness x 0.8": lambda image: np.round(0.8 * image).astype(np.uint8),
-        "JPEG, quality 30": lambda image: _as_jpeg(image, 30),
-        "cropped to 480x320": _cropped,
-        "all of these, mirrored": lambda image: _as_jpeg(np.round(0.8 * _cropped(image)[:, ::-1]).astype(np.uint8), 30),
-        "half the size": lambda image: cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA),
-        "2.5 % cut off each side": lambda image: _without_border(image, 0.025),
-        "5 % cut off each side": lambda image: _without_border(image, 0.05),
-    }
-    print(f"{'copies':25}  agree with their own  with another, at most  alike (from {ALIKE:.2f})")
-    for name, change in changes.items():
-        agree = agreement(np.array([content_signs(change(image)) for image in images.values()]), originals)
-        own = np.diag(agree).copy()
-        np.fill_diagonal(agree, 0)
-        print(f"{name:25}  {own.min():20.3f}  {agree.max():21.3f}  {(own >= ALIKE).sum()} of {len(own)}")
-
-
-def _cropped(image: np.ndarray) -> np.ndarray:
-    return image[: image.shape[0] // 32 * 32, : image.shape[1] // 32 * 32]
-
-
-def _without_border(image: np.ndarray, share: float) -> np.ndarray:
-    height, width = (round(share * side) for side in image.shape[:2])
-    return image[height:-height, width:-width]
-
-
-def _as_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1]
-
-
-if __name__ == "__main__":
-    run_script(make, Settings(), __doc__)
+    raise InputError(f"{folder}: no images in train/, val/ and test/, here or in images/ or data/images/; {FIX}")

@@ -25,7 +25,7 @@ import numpy as np
 from derain.cli import run_script, setting
 from derain.data.fingerprints import (
     ALIKE,
-    REMEDY,
+    FIX,
     agreement,
     content_signs,
     find_bsds500,
@@ -70,7 +70,7 @@ class Target:
 def rebuild(settings: Settings) -> None:
     """Check everything first, then write what is missing."""
     if settings.bsds500 is None:
-        raise InputError(f"--bsds500 FOLDER is needed: {REMEDY}")
+        raise InputError(f"--bsds500 FOLDER is needed: {FIX}")
     strange = [name for name in settings.sets if name not in PLACES]
     if strange or not settings.sets:
         raise InputError(f"--sets {' '.join(strange)}: takes one or more of {', '.join(PLACES)}")
@@ -78,7 +78,7 @@ def rebuild(settings: Settings) -> None:
     files = find_bsds500(settings.bsds500)
     missing = sorted(targets.keys() - files.keys())
     if missing:
-        raise InputError(f"{settings.bsds500}: lacks {len(missing)} photographs, {missing[0]}.jpg first; {REMEDY}")
+        raise InputError(f"{settings.bsds500}: lacks {len(missing)} photographs, {missing[0]}.jpg first; {FIX}")
     strict_list = settings.out / STRICT_LIST if "RainTrainH" in settings.sets else None
     numbers = "".join(f"{number}\n" for number in range(1, RAINTRAINH_PAIRS + 1) if is_strict(number))
     if strict_list and strict_list.exists() and strict_list.read_text(encoding="utf-8", errors="replace") != numbers:
@@ -134,7 +134,7 @@ def check_photographs(settings: Settings, targets: dict[str, list[Target]], file
         place = known.names.index(name)
         if pixel_hash(rgb) != known.hashes[place]:
             if agreement(content_signs(rgb)[None], known.signs[place : place + 1]).item() < ALIKE:
-                raise InputError(f"{files[name]}: shows another photograph than BSDS500's {name}; {REMEDY}")
+                raise InputError(f"{files[name]}: shows another photograph than BSDS500's {name}; {FIX}")
             other.append(files[name])
         differing += [t.there for t in targets[name] if t.there and not np.array_equal(read_rgb(t.there), rgb)]
     said = f"{len(other)} of {len(targets)} photographs ({other[0]} first) have other pixels" if other else ""
