@@ -201,7 +201,8 @@ class DerainDataset(Dataset):
     def batch(self, patches: Sequence[Patch]) -> tuple[torch.Tensor, torch.Tensor]:
         """Cut patches of one size: rainy and clean, each (N, 3, P, P) float32 RGB in [0, 1], channels last."""
         pixels = np.stack([self._cut(patch) for patch in patches], axis=1)  # 2NHWC uint8
-        return torch.from_numpy(pixels / np.float32(255)).permute(0, 1, 4, 2, 3).unbind()
+        rainy, clean = torch.from_numpy(pixels / np.float32(255)).permute(0, 1, 4, 2, 3)
+        return rainy, clean
 
     def _cut(self, patch: Patch) -> np.ndarray:
         """(2, P, P, 3) uint8: the rainy and the clean patch."""

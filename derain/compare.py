@@ -164,9 +164,11 @@ def verdict(scores: Sequence[float], others: Sequence[float], digits: int) -> li
 def table(head: Sequence[str], lines: Sequence[Sequence[Any]], kind: str) -> str:
     """Return a Markdown or LaTeX (booktabs) table."""
     if kind == "markdown":
-        rows = [list(head), ["---"] * len(head), *lines]
-        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    rows = [" & ".join(cell.replace("_", r"\_").replace("%", r"\%") for cell in row) + r" \\" for row in (head, *lines)]
+        cells_of = [list(head), ["---"] * len(head), *lines]
+        return "\n".join("| " + " | ".join(row) + " |" for row in cells_of)
+    rows: list[str] = [
+        " & ".join(cell.replace("_", r"\_").replace("%", r"\%") for cell in row) + r" \\" for row in (head, *lines)
+    ]
     columns = "l" + "r" * (len(head) - 1)
     return "\n".join(
         [

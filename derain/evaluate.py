@@ -140,7 +140,10 @@ def evaluate(settings: EvalSettings, test_set: TestSet | None = None, load: Load
             thumbnails[outcome.row["image"]] = outcome.thumbnails
         print(f"[{len(rows) + len(errors)}/{len(images.inputs)}] {line_of(outcome.row)}", flush=True)
     if rows:
-        about = {"weights": {"path": weights, "sha256": checksum}, "settings": dataclasses.asdict(settings)}
+        about: dict[str, Any] = {
+            "weights": {"path": weights, "sha256": checksum},
+            "settings": dataclasses.asdict(settings),
+        }
         about |= {"errors": errors, "environment": environment(device)}
         report(settings, test_set, images, rows, thumbnails, f"weights {weights}, {how}", about)
     if errors:

@@ -135,7 +135,8 @@ def reach(network: nn.Module) -> int | None:
     """Return the network's receptive field radius, measured once."""
     if not hasattr(network, "receptive_field_radius"):
         network.receptive_field_radius = receptive_field_radius(network)
-    return network.receptive_field_radius
+    radius: Any = network.receptive_field_radius
+    return radius
 
 
 def derain_image(
@@ -147,7 +148,7 @@ def derain_image(
     is held as floating-point numbers. Raises ValueError if the network's output is not finite.
     """
     if tile is None:
-        tile = automatic_tile(*rgb.shape[:2], network)
+        tile = automatic_tile(rgb.shape[0], rgb.shape[1], network)
 
     def part(pixels: Tensor) -> Tensor:
         rainy = to_tensor(pixels[0].permute(1, 2, 0).numpy()).to(memory_format=torch.channels_last)

@@ -81,15 +81,16 @@ class Training:
 
         mse = F.mse_loss(derained.detach().clamp(0, 1), clean)  # of this pass: another one would cost a quarter
         values = torch.stack([loss, l1_loss, ssim_loss, mse]).detach() * weight / self.processes.size
-        *values, stops = self.processes.sum(torch.cat([values.cpu(), torch.tensor([float(interrupted())])])).tolist()
-        if not math.isfinite(values[0]):
+        summed = self.processes.sum(torch.cat([values.cpu(), torch.tensor([float(interrupted())])]))
+        *means, mean_error, stops = summed.tolist()
+        if not math.isfinite(means[0]):
             names = ", ".join(sorted({data.names[patch.pair] for patch in batch}))
             raise InputError(
-                f"step {self.step}: the loss is {values[0]} on patches of {names}; {self.settings.save_path} keeps "
+                f"step {self.step}: the loss is {means[0]} on patches of {names}; {self.settings.save_path} keeps "
                 f"the last training state. Try a lower learning rate, or --precision fp32"
             )
-        psnr = -10 * math.log10(max(values.pop(), 1e-10))
-        return dict(zip(("loss", "l1", "ssim_loss", "psnr_rgb"), (*values, psnr), strict=True)), bool(stops)
+        psnr = -10 * math.log10(max(mean_error, 1e-10))
+        return dict(zip(("loss", "l1", "ssim_loss", "psnr_rgb"), (*means, psnr), strict=True)), bool(stops)
 
     def loss_parts(self, network: nn.Module, rainy: Tensor, clean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the derained batch and the loss's two parts, 1 - SSIM and L1."""

@@ -284,7 +284,8 @@ def validate(network: nn.Module, data: DerainDataset, precision: str) -> tuple[d
 
     The crops are rainy, derained and clean ones, each (N, 3, H, W) in [0, 1], at most 128 pixels high and wide.
     """
-    network, scores, crops = optimize(network, DTYPES[precision]), [], []
+    network, scores = optimize(network, DTYPES[precision]), []
+    crops: list[Tensor] = []
     for pair in data.pairs:
         rainy, clean = data.whole_pair(pair)
         derained = derain_image(network, rainy)

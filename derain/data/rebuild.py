@@ -33,8 +33,7 @@ from derain.data.fingerprints import (
     photographs,
     pixel_hash,
 )
-from derain.data.pairs import RAINTRAINH_PAIRS, is_strict, list_images, name_key
-from DerainDataset import CLEAN_FOLDERS
+from derain.data.pairs import CLEAN_FOLDERS, RAINTRAINH_PAIRS, is_strict, list_images, name_key
 from utils import DecodedImage, InputError, read_rgb, write_atomically, write_image
 
 # PReNet's names of the clean images.

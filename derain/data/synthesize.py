@@ -157,7 +157,7 @@ def write_set(out: Path, photographs: Iterable[tuple[str, np.ndarray]], kind: st
             names.append(name)
             for _ in range(layers):
                 number += 1
-                rainy = add_rain(clean, rain_layer(*clean.shape[:2], kind, random))
+                rainy = add_rain(clean, rain_layer(clean.shape[0], clean.shape[1], kind, random))
                 write_image(temporary / "rainy" / f"rain-{number:03d}.png", DecodedImage(rainy))
                 write_image(temporary / f"norain-{number:03d}.png", DecodedImage(clean))
                 print(f"  {out / 'rainy' / f'rain-{number:03d}.png'} ({kind} rain on {name})", flush=True)
