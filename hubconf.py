@@ -8,16 +8,21 @@ dependencies = ["torch"]
 
 
 def dargnet(rain: str = "heavy", weights: str | None = None):
-    """A DARGNet in eval mode on the CPU: with our weights for 'heavy' or 'light' rain, or with those of a file.
+    """Return a DARGNet in eval mode on the CPU, with our weights for 'heavy' or 'light' rain, or with those of a file.
 
     weights: a .pth file, ours or the published ones. Raises ValueError for another rain or foreign weights,
     FileNotFoundError if there is no such file.
     """
+    import importlib.util
     from pathlib import Path
 
-    from networks import load_network
+    folder = Path(__file__).resolve().parent
+    # By its path and under a name of its own, because the caller may have another module `networks`.
+    spec = importlib.util.spec_from_file_location("dargnet_networks", folder / "networks.py")
+    networks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(networks)
 
     names = {"heavy": "Rain100H", "light": "Rain100L"}
     if rain not in names:
         raise ValueError(f"rain is 'heavy' or 'light', not {rain!r}")
-    return load_network(weights or Path(__file__).resolve().parent / "logs" / names[rain] / "net_latest.pth")
+    return networks.load_network(weights or folder / "logs" / names[rain] / "net_latest.pth")

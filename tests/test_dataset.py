@@ -317,6 +317,7 @@ def test_a_failed_prepare_leaves_the_old_file(folder: Path) -> None:
     assert sorted(p.name for p in folder.parent.iterdir()) == ["set", "set.h5"]
 
 
+@pytest.mark.slow
 def test_two_prepares_at_once(folder: Path) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=prepare, args=(folder, False, quiet)) for _ in range(2)]
@@ -372,6 +373,7 @@ def test_a_file_that_is_no_packed_set(tmp_path: Path, content: bytes | None) -> 
         DerainDataset(path, 32, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one processor
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_two_workers_read_what_one_process_reads(folder: Path, method: str) -> None:
@@ -387,6 +389,7 @@ def sum_of_patches(data: DerainDataset, results: multiprocessing.Queue) -> None:
     results.put((os.getpid(), float(sum(rainy.double().sum() for rainy, _ in (data[i] for i in range(len(data)))))))
 
 
+@pytest.mark.slow
 def test_several_processes_at_once(folder: Path) -> None:
     data = DerainDataset(prepare(folder, log=quiet), 32, 16)
     data[0]

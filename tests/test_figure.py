@@ -258,6 +258,7 @@ def test_pictures_that_are_called_so_are_not_lost(inline: Command, tmp_path: Pat
 # ---------------------------------------------------------------- the walk-through
 
 
+@pytest.mark.slow
 def test_the_walk_through(inline: Command, tmp_path: Path) -> None:
     result = inline("examples.walk_through", "--size", "48", "--rain", "heavy", "--photo", "rocket", "--out", "x.png")
     assert result.returncode == 0, result.stderr
@@ -268,6 +269,7 @@ def test_the_walk_through(inline: Command, tmp_path: Path) -> None:
     assert result.stderr.startswith("error: --size 16: must be at least 17")
 
 
+@pytest.mark.slow
 def test_the_readme_shows_what_its_command_draws(inline: Command, tmp_path: Path) -> None:
     """In the figure of the repository the network is that of the weights in logs/, wherever it is drawn."""
     readme = (ROOT / "README.md").read_text()

@@ -123,6 +123,7 @@ def test_blocks_are_as_equal_as_can_be() -> None:
     assert seen == [(27, 7), (29, 7), (29, 7), (27, 7)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this setting")
 def test_freed_memory_is_kept() -> None:
     """In a process of its own: a tensor of 20 MB, again and again, costs no new pages once the setting is made."""
@@ -142,6 +143,7 @@ assert pages() < 5000, pages()
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+@pytest.mark.slow
 def test_openvino_equals_torch(network: DARGNet) -> None:
     """Any size and batch, in tiles and whole; in bfloat16 up to its rounding."""
     pytest.importorskip("openvino", reason="an extra requirement")

@@ -146,6 +146,7 @@ FILES = st.lists(
 @given(files=FILES)
 @example(files=[("rgb", "high", 4000, 3, 0), ("rgba", "wide", 2, 4000, 1), ("cmyk jpeg", "large", 400, 600, 2)])
 @settings(max_examples=200 * FUZZ, **CALM)
+@pytest.mark.slow
 def test_every_picture_is_processed_or_refused(small_weights: Path, files: list) -> None:
     """A folder of files through test_real.py's evaluation: each is derained, or named in a line of its own."""
     with tempfile.TemporaryDirectory() as name:
@@ -228,6 +229,7 @@ def test_pictures_are_read_as_pillow_reads_them(tmp_path: Path, kind: str) -> No
     assert np.abs(found.rgb - expected).max() <= largest
 
 
+@pytest.mark.slow
 def test_a_bomb_is_refused_without_its_memory(tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(bomb())
     code = f"""
@@ -307,6 +309,7 @@ def read_all(path: Path) -> None:
 
 @given(**DAMAGE)
 @settings(max_examples=150 * FUZZ, **CALM)
+@pytest.mark.slow
 def test_damaged_packed_sets(packed: Path, cuts: list, length: float) -> None:
     """Patches, or InputError naming the file."""
     with tempfile.TemporaryDirectory() as folder:
@@ -333,6 +336,7 @@ def test_packed_sets_with_absurd_shapes_are_refused(tmp_path: Path, packed: Path
         read_all(path)
 
 
+@pytest.mark.slow
 def test_a_read_only_target_leaves_nothing(small_weights: Path, tmp_path: Path) -> None:
     """The folder for the results is a file: one line, and no half-written image anywhere."""
     (tmp_path / "pictures").mkdir()

@@ -49,6 +49,7 @@ def test_published_state_gives_the_plain_formulation(tmp_path: Path) -> None:
         torch.testing.assert_close(network(rainy), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_published_tensor_matters() -> None:
     """Each tensor of the key table reaches its own place: changing it alone changes the output, but PR.weight."""
     state = plain_dargnet.random_published_state(2)

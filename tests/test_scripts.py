@@ -109,6 +109,7 @@ def test_training_without_data_says_what_to_do(inline: Command, tmp_path: Path, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_command_for_synthetic_training_works(inline: Command, tmp_path: Path) -> None:
     write(tmp_path / "photos/a.png", scene(1)[1])
     out = "datasets/train/synthetic_light"
@@ -143,6 +144,7 @@ def test_training_refuses_senseless_settings(
 # ---------------------------------------------------------------- testing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", TEST_SCRIPTS[:3])
 def test_each_test_script_measures(command: Command, tmp_path: Path, weights: Path, script: str) -> None:
     write_pairs(tmp_path / "pairs", 3)
@@ -187,6 +189,7 @@ def test_a_set_of_as_many_other_pictures_is_not_the_data_set(inline: Command, tm
     assert "authors" not in result.stdout
 
 
+@pytest.mark.slow
 def test_synthetic_pictures_stay_synthetic_wherever_they_lie(inline: Command, tmp_path: Path, weights: Path) -> None:
     stand_in("light", tmp_path / "Rain12")  # 12 pairs, one folder further down
     for data in ("Rain12", "Rain12/synthetic_light"):
@@ -259,6 +262,7 @@ def test_a_set_is_identified_by_its_pixels(tmp_path: Path, monkeypatch: pytest.M
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", TEST_SCRIPTS)
 def test_without_data_the_labelled_stand_in_is_used(
     inline: Command, tmp_path: Path, weights: Path, script: str
@@ -394,6 +398,7 @@ def test_flags_that_would_do_nothing_are_refused(
     refused(inline("test_real.py", "--logdir", weights, *arguments), *texts)
 
 
+@pytest.mark.slow
 def test_the_weights_that_come_with_the_scripts_are_found_from_anywhere(command: Command, tmp_path: Path) -> None:
     write(tmp_path / "photos/a.png", scene(1, 20, 24)[0])
     result = command("test_real.py", "--data_path", "photos", "--save_path", "out")

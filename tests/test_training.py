@@ -85,6 +85,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(Training, "set_learning_rate", set_learning_rate)
 
 
+@pytest.mark.slow
 def test_the_loss_falls(settings: TrainSettings) -> None:
     train(settings, epochs=3, max_steps=None)
     losses = [line["loss"] for line in log(settings) if "loss" in line]
@@ -203,6 +204,7 @@ def test_a_damaged_state_is_rejected_and_kept(settings: TrainSettings, content: 
     assert latest.read_bytes() == damaged
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run(settings: TrainSettings) -> None:
     train(settings, max_steps=2)
     before = (settings.save_path / "state_latest.pth").read_bytes()
@@ -300,6 +302,7 @@ def test_recipes(script: ModuleType) -> None:
     assert own == best | {"schedule": "multistep", "augment": False}
 
 
+@pytest.mark.slow
 def test_strict_training_leaves_the_test_backgrounds_out(
     settings: TrainSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -364,6 +367,7 @@ class Clock:
     perf_counter = monotonic
 
 
+@pytest.mark.slow
 def test_minutes_fix_the_number_of_steps(
     settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -399,6 +403,7 @@ def test_paper_in_minutes_keeps_its_schedule(settings: TrainSettings, monkeypatc
     assert rates[81] == pytest.approx(8e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 4])
 def test_a_diverging_run_goes_back_and_lowers_its_learning_rate(
     settings: TrainSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], times: int
