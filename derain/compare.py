@@ -60,9 +60,7 @@ def read_run(folder: Path) -> Run:
         rows = {line["image"]: {column: float(line[column]) for column in columns} for line in lines}
         pixels = {line["image"]: (line.get("rainy_pixels", ""), line.get("clean_pixels", "")) for line in lines}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder}: no results of a test script ({error}); run one with --save_path {folder}"
-        ) from error
+        raise InputError(f"{folder}: no results of a test script ({error}); name a --save_path of one") from error
     if not protocol:
         raise InputError(f"{folder}: has no scores: its images have no clean ones to measure against; name another")
     return Run(folder.name, data_set, protocol, rows, pixels)

@@ -70,3 +70,17 @@ DARGNET = Method(
     387495,
     source="measured here from the images that the authors released",
 )
+
+
+def known_scores() -> list[str]:
+    """Return a Markdown line of scores for each known method, lowest on Rain100H first."""
+    lines = []
+    for method in sorted((*PUBLISHED, DARGNET), key=lambda method: method.scores["Rain100H"]):
+        cells = [f"{psnr:.2f} / {f'{ssim:.3f}'[1:]}" for psnr, ssim in (method.scores[name] for name in TEST_SETS)]
+        parameters = f"{method.parameters:,}" if method.parameters else ""
+        lines.append(f"| {method.name} | {parameters} | {' | '.join(cells)} |")
+    return lines
+
+
+if __name__ == "__main__":
+    print("\n".join(known_scores()))

@@ -282,3 +282,19 @@ def test_the_readme_shows_what_its_command_draws(inline: Command, tmp_path: Path
     pictures = (drawn == figure.RED).all(axis=2).any(axis=1)  # the rows with frames; OpenCV's letters differ
     assert pictures.sum() > 200
     assert np.abs(committed - drawn)[pictures].max() <= 4  # a level or two of rounding, twice that in removed rain
+
+
+def test_the_attention_example_draws_every_attention(inline: Command, tmp_path: Path, weights: Path) -> None:
+    """A row for the images and one for each of two attentions; the first image is the rainy one."""
+    rainy = scene(1)[0]
+    write(tmp_path / "photo.png", rainy)
+    result = inline("examples.attention", "--image", "photo.png", "--logdir", weights, "--out", "out.png")
+    assert result.returncode == 0, result.stderr
+    assert "2 dual attentions" in result.stdout
+    drawn = read_rgb(tmp_path / "out.png")
+    height, width = rainy.shape[:2]
+    assert drawn.shape == (3 * (height + 4) + 4, 2 * (width + 4) + 4, 3)
+    assert np.array_equal(drawn[4 : 4 + height, 4 : 4 + width], rainy)
+    gates = drawn[4 + height + 4 :, width + 8 : -4]
+    assert gates.min() == 0
+    assert gates[gates < 255].max() > 200

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SCRIPTS
 
+from derain.test_sets import TEST_SETS, known_scores
 from networks import load_network
 from utils import sha256_of
 
@@ -71,3 +72,24 @@ def test_the_committed_weights_are_the_documented_ones(name: str) -> None:
     path = ROOT / "logs" / name / "net_latest.pth"
     assert sha256_of(path) in (ROOT / "logs/README.md").read_text()
     assert sum(p.numel() for p in load_network(path).parameters()) == 387_495
+
+
+def test_documents_quote_the_known_scores() -> None:
+    """The table of logs/README.md has each method's line as `python -m derain.test_sets` prints it."""
+    table = (ROOT / "logs/README.md").read_text().splitlines()
+    assert [line for line in known_scores() if line not in table] == []
+    readme = (ROOT / "README.md").read_text()
+    for test_set in TEST_SETS.values():
+        psnr, ssim, _ = test_set.reference
+        assert re.search(rf"\| {test_set.name} \| {psnr:.3f} / {ssim:.4f} \|", readme)
+        script = (ROOT / f"test_{test_set.name}.py").read_text()
+        assert f"{psnr:.3f} dB / {ssim:.4f}" in script
+
+
+@pytest.mark.parametrize("name", ["Rain100H", "Rain100L"])
+def test_the_readme_quotes_our_weights_scores(name: str) -> None:
+    """README.md and logs/README.md give the same scores for our weights."""
+    readme, logs = ((ROOT / path).read_text() for path in ("README.md", "logs/README.md"))
+    (row,) = re.findall(rf"^\| {name} \|.*\| \*\*([\d.]+ / [\d.]+)\*\* \|$", readme, re.M)
+    (ours,) = re.findall(r"^\| \*\*ours\*\*.*$", logs, re.M)
+    assert row in ours
