@@ -1,8 +1,8 @@
-"""SSIM and PSNR: the differentiable SSIM of the loss, and the figures of the tables.
+"""SSIM and PSNR: the differentiable SSIM of the loss, and the scores of the tables.
 
 The tables follow the PReNet protocol (D. Ren et al., CVPR 2019; its MATLAB scripts
-statistic.m and ssim_index.m): both figures on the unrounded luma of the saved 8-bit images.
-Other protocols give other numbers for the same pictures, by more than a decibel, so every
+statistic.m and ssim_index.m): both scores on the unrounded luma of the saved 8-bit images.
+Other protocols give other numbers for the same images, by more than a decibel, so every
 figure is named psnr_y, ssim_y, psnr_rgb or ssim_rgb and nothing is called just "PSNR".
 
 SSIM: Z. Wang, A. Bovik, H. Sheikh, E. Simoncelli, "Image quality assessment: from error
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
-PROTOCOL = "PReNet (Y of 8-bit RGB, not rounded; SSIM with automatic down-sampling; mean of per-image figures)"
+PROTOCOL = "PReNet (Y of 8-bit RGB, not rounded; SSIM with automatic down-sampling; mean of per-image scores)"
 WINDOW = 11  # pixels, of the Gaussian window
 SIGMA = 1.5  # pixels
 
@@ -114,7 +114,7 @@ def ssim_rgb(derained: np.ndarray, clean: np.ndarray) -> float:
 
 
 def image_metrics(derained: np.ndarray, clean: np.ndarray) -> dict[str, float]:
-    """All four figures of an image pair: psnr_y, ssim_y, psnr_rgb, ssim_rgb."""
+    """All four scores of an image pair: psnr_y, ssim_y, psnr_rgb, ssim_rgb."""
     return {f.__name__: f(derained, clean) for f in (psnr_y, ssim_y, psnr_rgb, ssim_rgb)}
 
 

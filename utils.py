@@ -34,7 +34,7 @@ class InputError(Exception):
 def keep_freed_memory() -> None:
     """Have glibc keep freed memory for the next tensors, up to 32 MiB each, the most that it can.
 
-    It would else hand every layer's output back to the system, which clears each page before it gives
+    Otherwise every layer's output is returned to the system, which clears each page before it hands
     it out again: that took a quarter of the time of a derained image. Other C libraries are left as they are.
     """
     trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of malloc.h
@@ -46,7 +46,7 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Have glibc hand what it keeps back to the system: after large work, before something else needs memory."""
+    """Have glibc return what it keeps to the system, after large work, before something else needs memory."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -111,13 +111,13 @@ def read_rgb(path: Path) -> np.ndarray:
     return rgb if rgb.dtype == np.uint8 else np.round(rgb / 257).astype(np.uint8)
 
 
-def write_image(path: Path, picture: DecodedImage) -> None:
-    """Write a PNG with the picture's own depth, alpha and greyness, atomically."""
-    pixels = picture.rgb[..., ::-1]  # HWC RGB -> HWC BGR
-    if picture.grey:
+def write_image(path: Path, image: DecodedImage) -> None:
+    """Write a PNG with the image's own depth, alpha and greyness, atomically."""
+    pixels = image.rgb[..., ::-1]  # HWC RGB -> HWC BGR
+    if image.grey:
         pixels = grey_mean(pixels)[..., 0]
-    elif picture.alpha is not None:
-        pixels = np.dstack([pixels, picture.alpha])
+    elif image.alpha is not None:
+        pixels = np.dstack([pixels, image.alpha])
     encoded, data = cv2.imencode(".png", pixels)
     if not encoded:
         raise InputError(f"{path}: an image of shape {pixels.shape} cannot be encoded as PNG")

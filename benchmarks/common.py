@@ -70,14 +70,14 @@ def report(title: str, rows: list[dict[str, Any]], device: torch.device, json_pa
         cells = [row["name"], _time(row["seconds"]), f"{_time(row['low'])} to {_time(row['high'])}"]
         cells += [f"{row['times_faster']:.2f}", *([row["note"]] if notes else [])]
         print("| " + " | ".join(cells) + " |")
-    surroundings = environment(device)
-    print(f"\n{surroundings['device_name']}, {surroundings['threads']} threads, torch {surroundings['torch']}")
+    machine = environment(device)
+    print(f"\n{machine['device_name']}, {machine['threads']} threads, torch {machine['torch']}")
     if json_path:
-        write_json(json_path, {"title": title, "rows": rows, "environment": surroundings})
+        write_json(json_path, {"title": title, "rows": rows, "environment": machine})
 
 
 def tell_if_without_gpu() -> None:
-    """Say that there is no GPU to measure, lest the table pass for all there is."""
+    """Say that there is no GPU to measure, so that the table is not taken for complete."""
     if not torch.cuda.is_available():
         print("CUDA: skipped, this machine has no GPU that torch can use")
 

@@ -42,7 +42,7 @@ class Settings:
     width: int = setting(481, "pixels")
     rounds: int = setting(7, "measured calls of each candidate, in turn")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
-    json_path: Path | None = setting(None, "file for the figures and the environment")
+    json_path: Path | None = setting(None, "file for the times and the environment")
 
 
 def published_state(network: DARGNet) -> plain_dargnet.State:

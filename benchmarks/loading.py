@@ -3,7 +3,7 @@
     python -m benchmarks.loading            # a minute, 1.5 GB of temporary files
 
 Plain: every patch is a float32 array of its own in one of two HDF5 files, and both files are
-opened anew for each sample, as the published loader does. Ours: one file of uint8 images,
+opened again for each sample, as the published loader does. Ours: one file of uint8 images,
 opened once per process, patches cut when they are read. Both give the same (3, P, P) float
 tensors, in the same random order.
 """
@@ -35,7 +35,7 @@ class Settings:
     stride: int = setting(80, "distance between patches in pixels")
     patches: int = setting(6000, "of the set; RainTrainL has 6,000 in its published form")
     rounds: int = setting(9, "measured calls of each candidate, in turn")
-    json_path: Path | None = setting(None, "file for the figures and the environment")
+    json_path: Path | None = setting(None, "file for the times and the environment")
 
 
 class PlainDataset(torch.utils.data.Dataset):
@@ -76,7 +76,7 @@ def main(settings: Settings) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         photographs = free_photographs("test").items()
-        with contextlib.redirect_stdout(None):  # a line for each picture
+        with contextlib.redirect_stdout(None):  # a line for each image
             write_set(folder / "pairs", photographs, "light", 20, seed=0)
         ours = DerainDataset(prepare(folder / "pairs"), settings.patch_size, settings.stride)
         PlainDataset.write(folder, ours, settings.patches)

@@ -34,8 +34,8 @@ class Settings:
 
     logdir: Path = setting(Path("logs/Rain100L"), "folder that holds net_latest.pth, or a .pth file")
     largest: float = setting(34.0, "megapixels up to which sizes are measured")
-    plot: Path = setting(Path("benchmarks/sizes.png"), "the picture")
-    json_path: Path | None = setting(None, "file for the figures and the environment")
+    plot: Path = setting(Path("benchmarks/sizes.png"), "the image")
+    json_path: Path | None = setting(None, "file for the times and the environment")
 
 
 def measure_one(logdir: Path, precision: str, height: int, width: int) -> dict[str, float]:
@@ -94,12 +94,12 @@ def main(settings: Settings) -> None:
                 f"{found['peak'] / 2**30:.2f} GiB | {found['tile'] or 'whole'} |",
                 flush=True,
             )
-    surroundings = environment(torch.device("cpu"))
-    print(f"\n{surroundings['device_name']}, {surroundings['threads']} threads, torch {surroundings['torch']}")
+    machine = environment(torch.device("cpu"))
+    print(f"\n{machine['device_name']}, {machine['threads']} threads, torch {machine['torch']}")
     draw(rows, settings.plot)
     print(settings.plot)
     if settings.json_path:
-        write_json(settings.json_path, {"rows": rows, "environment": surroundings})
+        write_json(settings.json_path, {"rows": rows, "environment": machine})
 
 
 if __name__ == "__main__":

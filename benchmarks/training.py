@@ -41,7 +41,7 @@ class Settings:
     patch_size: int = setting(100, "side of a patch in pixels")
     rounds: int = setting(7, "measured steps of each candidate, in turn")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
-    json_path: Path | None = setting(None, "file for the figures and the environment")
+    json_path: Path | None = setting(None, "file for the times and the environment")
     compile: bool = setting(True, "measure --compile of the train scripts, too; needs a C++ compiler")
 
 

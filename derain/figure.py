@@ -1,7 +1,7 @@
 """figure.png, as papers show results: rainy, derained, clean and removed rain side by side, a crop enlarged beneath.
 
-Nothing is interpolated. Whole pictures keep their pixels, or are enlarged (small ones) or averaged (large ones) by a
-whole number; crops are enlarged pixel by pixel from the whole picture. 16-bit pictures are shown in 8 bits.
+Nothing is interpolated. Whole images keep their pixels, or are enlarged (small ones) or averaged (large ones) by a
+whole number; crops are enlarged pixel by pixel from the whole image. 16-bit images are shown in 8 bits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from utils import InputError, read_rgb, write_atomically
 
 NAME = "figure.png"
 MOST_ROWS = 50  # images of one figure: PNG readers open no larger ones
-SMALLEST, LARGEST = 240, 800  # pixels of a whole picture's longer side; beyond these it is scaled
+SMALLEST, LARGEST = 240, 800  # pixels of a whole image's longer side; beyond these it is scaled
 NARROWEST = 240  # pixels of a column: room for its text
 LONGEST_TEXT = 160  # characters
 RAIN_GAIN = 2  # light rain is hard to see as it is
@@ -32,7 +32,7 @@ Box = tuple[int, int, int, int]  # left, top, width, height in pixels
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A picture of the figure. rainy, derained, clean: (H, W, 3) uint8 RGB of one size; clean may be missing."""
+    """An image of the figure. rainy, derained, clean: (H, W, 3) uint8 RGB of one size; clean may be missing."""
 
     title: str
     rainy: np.ndarray
@@ -41,17 +41,17 @@ class Row:
 
 
 def montage(rows: Sequence[Row], crop: tuple[int, ...] | None = None) -> np.ndarray:
-    """The figure of some pictures, (height, width, 3) uint8 RGB: a row for each, in columns as wide as the widest.
+    """The figure of some images, (height, width, 3) uint8 RGB: a row for each, in columns as wide as the widest.
 
-    crop: left, top and width of what is enlarged, in pixels of the pictures; its height is half its
-    width. None: `crop_place` chooses. Raises ValueError if a picture does not have such pixels.
+    crop: left, top and width of what is enlarged, in pixels of the images; its height is half its
+    width. None: `crop_place` chooses. Raises ValueError if an image does not have such pixels.
     """
     measured = rows[0].clean is not None
     names = ["rainy", "derained", *(["clean"] if measured else []), "removed rain"]
     sizes = [row.rainy.shape[:2] for row in rows]
     scales = [_scale(max(size), SMALLEST, LARGEST) for size in sizes]
     column = max(NARROWEST, *(-(-size[1] * up // down) for size, (up, down) in zip(sizes, scales, strict=True)))
-    # Space between columns and around pictures, height of capitals.
+    # Space between columns and around images, height of capitals.
     gap, margin, capitals = max(2 * FRAME, column // 40), max(FRAME, column // 80), column // 24
     lefts = [gap + i * (column + gap) for i in range(len(names))]
     width = lefts[-1] + column + gap
@@ -72,31 +72,31 @@ def montage(rows: Sequence[Row], crop: tuple[int, ...] | None = None) -> np.ndar
         _write(strip, text, gap, width - 2 * gap, height, GREY, centred=False)
         return strip
 
-    def images(pictures: Sequence[np.ndarray], framed: Box) -> np.ndarray:
-        """A strip of equal-sized pictures in the middle of their columns, with a red frame around a part of each."""
-        height, wide = pictures[0].shape[:2]
+    def images(versions: Sequence[np.ndarray], framed: Box) -> np.ndarray:
+        """A strip of equal-sized images in the middle of their columns, with a red frame around a part of each."""
+        height, wide = versions[0].shape[:2]
         x, y, w, h = framed
         strip = blank(height + 2 * margin)
-        for picture, begin in zip(pictures, lefts, strict=True):
+        for version, begin in zip(versions, lefts, strict=True):
             start = begin + (column - wide) // 2
-            strip[margin : margin + height, start : start + wide] = picture
+            strip[margin : margin + height, start : start + wide] = version
             left, top = start + x, margin + y
             strip[top - FRAME : top + h + FRAME, left - FRAME : left + w + FRAME] = RED
-            strip[top : top + h, left : left + w] = picture[y : y + h, x : x + w]  # the frame lies outside of it
+            strip[top : top + h, left : left + w] = version[y : y + h, x : x + w]  # the frame lies outside of it
         return strip
 
     strips = [words(names)]
     for row, scale in zip(rows, scales, strict=True):
         rain = cv2.convertScaleAbs(cv2.absdiff(row.rainy, row.derained), alpha=RAIN_GAIN)  # cut off at 255
-        pictures = [row.rainy, row.derained, *([row.clean] if measured else []), rain]
+        versions = [row.rainy, row.derained, *([row.clean] if measured else []), rain]
         x, y, w, h = crop_place(row) if crop is None else within(row.rainy, *crop)
         up, down = scale
         marked = (x * up // down, y * up // down, max(1, w * up // down), max(1, h * up // down))
         closer = _scale(w, column, column)
-        crops = [_scaled(picture[y : y + h, x : x + w], closer) for picture in pictures]
-        shown = f"picture {up}:{down}, crop {closer[0]}:{closer[1]}"
+        crops = [_scaled(version[y : y + h, x : x + w], closer) for version in versions]
+        shown = f"image {up}:{down}, crop {closer[0]}:{closer[1]}"
         strips += [blank(capitals), remark(f"{row.title} ({shown})", capitals)]
-        strips.append(images([_scaled(picture, scale) for picture in pictures], marked))
+        strips.append(images([_scaled(version, scale) for version in versions], marked))
         strips.append(images(crops, (0, 0, *crops[0].shape[1::-1])))
         if measured:
             strips.append(words([_scores(row.rainy, row.clean), _scores(row.derained, row.clean), "PSNR / SSIM (Y)"]))
@@ -110,8 +110,8 @@ def montage(rows: Sequence[Row], crop: tuple[int, ...] | None = None) -> np.ndar
 def crop_place(row: Row) -> Box:
     """Where the figure looks closer: there where the mean of rain x gradient is largest, most rain over most detail.
 
-    It is a quarter as wide as the picture is shown, and half as high. Rain is |rainy - clean|, the gradient (Sobel)
-    that of clean, both of luma; so two methods show the same place. Without a clean picture derained stands for it.
+    It is a quarter as wide as the image is shown, and half as high. Rain is |rainy - clean|, the gradient (Sobel)
+    that of clean, both of luma; so two methods show the same place. Without a clean image derained stands for it.
     """
     height, width = row.rainy.shape[:2]
     _, down = scale = _scale(max(height, width), 1, LARGEST)
@@ -138,7 +138,7 @@ def within(image: np.ndarray, x: int, y: int, w: int) -> Box:
     height, width = image.shape[:2]
     h = max(1, w // 2)
     if x + w > width or y + h > height:
-        raise ValueError(f"{w}x{h} pixels at {x}, {y} lie outside of a picture of {width}x{height}")
+        raise ValueError(f"{w}x{h} pixels at {x}, {y} lie outside of an image of {width}x{height}")
     return x, y, w, h
 
 
@@ -158,7 +158,7 @@ def _scaled(image: np.ndarray, scale: tuple[int, int]) -> np.ndarray:
 
 
 def _scores(image: np.ndarray, clean: np.ndarray) -> str:
-    """PSNR and SSIM (Y) as text; pictures smaller than its window have no SSIM."""
+    """PSNR and SSIM (Y) as text; images smaller than its window have no SSIM."""
     ssim = f"{ssim_y(image, clean):.4f}" if min(clean.shape[:2]) >= WINDOW else "-"
     return f"{psnr_y(image, clean):.2f} dB / {ssim}"
 

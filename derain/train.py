@@ -1,4 +1,4 @@
-"""Training, read top to bottom: settings, then `train` and the functions it calls in turn.
+"""Training, read top to bottom: settings, then `train` and the functions it calls.
 
 The loss, the learning rate and the update of the weights are in `Training.take_step` (derain/steps.py).
 Everything random is a function of the seed and the step, so an interrupted run resumes bit for bit.
@@ -162,7 +162,9 @@ def train(
         training = Training(settings, prepare_network(settings, network, device), patches, ssim or SSIM(), processes)
         folder = open_folder(settings, training, processes)
         if training.step >= training.last_step:
-            processes.say(f"{settings.save_path}: already trained for {training.step} steps; raise --epochs to go on")
+            processes.say(
+                f"{settings.save_path}: already trained for {training.step} steps; raise --epochs to continue"
+            )
             return
         folder.begin(training.step, environment(device))
         processes.say(f"{len(data.pairs)} pairs, step {training.step}, {device} {training.precision}")

@@ -3,7 +3,7 @@
     python -m examples.attention --image my_photo.jpg --out results/attention.png
 
 A row for each dual attention, in order: the size of spatial(x) and the gate channel(x), each the mean over channels,
-dark for its smallest and bright for its largest value in the image. The first row is the image itself, rainy and derained.
+dark for its smallest and bright for its largest value. The first row is the image itself, rainy and derained.
 """
 
 from dataclasses import dataclass

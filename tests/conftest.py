@@ -39,7 +39,7 @@ def network() -> DARGNet:
 
 
 def scene(seed: int, height: int = 64, width: int = 72) -> tuple[np.ndarray, np.ndarray]:
-    """A rainy and a clean picture, (H, W, 3) uint8 RGB, one grey layer of rain added and clipped."""
+    """A rainy and a clean image, (H, W, 3) uint8 RGB, one grey layer of rain added and clipped."""
     random = np.random.RandomState(seed)
     coarse = random.randint(0, 200, (height // 8 + 1, width // 8 + 1, 3)).astype(np.uint8)
     clean = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)

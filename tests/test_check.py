@@ -1,6 +1,6 @@
 """derain.data.check and .rebuild: sets identified by fingerprints, pairs that don't fit, leaks, restored clean sides.
 
-The real sets are not needed: fingerprints of small pictures stand in for those of the photographs.
+The real sets are not needed: fingerprints of small images stand in for those of the photographs.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from utils import InputError, read_rgb
 
 
 def photograph(seed: int) -> np.ndarray:
-    """A clean picture with content of its own, (64, 72, 3) uint8 RGB."""
+    """A clean image with content of its own, (64, 72, 3) uint8 RGB."""
     return scene(1000 + seed)[1]
 
 
 def rainy(clean: np.ndarray, seed: int) -> np.ndarray:
-    """The picture under a grey layer, clipped."""
+    """The image under a grey layer, clipped."""
     layer = np.random.RandomState(seed).randint(0, 120, clean.shape[:2])
     return np.minimum(255, clean.astype(int) + layer[..., None]).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
 def bsds500(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """500 tiny pictures laid out and named as BSDS500, losslessly."""
+    """500 tiny images laid out and named as BSDS500, losslessly."""
     folder = tmp_path_factory.mktemp("BSDS500")
     for i in range(500):
         part = "train" if i < 200 else "val" if i < 300 else "test"
@@ -43,7 +43,7 @@ def bsds500(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def known(bsds500: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Fingerprints of those pictures and of three sets made of them, in place of the real ones; the sets' folder."""
+    """Fingerprints of those images and of three sets made of them, in place of the real ones; the sets' folder."""
     root = tmp_path / "sets"
     for name, place, patterns, numbers in (
         ("RainTrainL", "train/RainTrainL", LAYOUT_PATTERNS["PReNet train"], range(1, 13)),
@@ -266,7 +266,7 @@ def test_bad_input_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFix
         run(tmp_path / "empty")
     good = (folder / "norain-002.png").read_bytes()
     (folder / "norain-002.png").write_bytes(good[:60])
-    with pytest.raises(InputError, match="1 pairs or images were refused"):
+    with pytest.raises(InputError, match="1 pairs or images cannot be used"):
         run(folder)
     said = capsys.readouterr()
     assert "norain-002.png: the image is cut off" in said.err

@@ -1,4 +1,4 @@
-"""figure.png: every pixel in it is one of the pictures', the crop is where the frame says, the words are asked for."""
+"""figure.png: every pixel in it is one of the images', the crop is where the frame says, the words are asked for."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def weights(tmp_path: Path) -> Path:
 
 
 def row(seed: int, height: int = 250, width: int = 300, clean: bool = True) -> Row:
-    """A picture for the figure; what stands for the derained one is another scene, so that none looks like another."""
+    """An image for the figure; what stands for the derained one is another scene, so that none looks like another."""
     rainy, background = scene(seed, height, width)
     return Row(f"scene {seed}", rainy, scene(seed + 100, height, width)[0], background if clean else None)
 
@@ -127,7 +127,7 @@ def test_pictures_of_several_sizes_share_the_columns() -> None:
     places = [find(montage(shown[:2], (0, 0, 60)), r.clean[40:]) for r in shown[:2]]
     assert places[1][1] - places[0][1] == (300 - 250) // 2  # in the middle of the column
     assert montage(shown).shape[0] > places[1][0]
-    with pytest.raises(ValueError, match="60x30 pixels at 0, 0 lie outside of a picture of 1x1"):
+    with pytest.raises(ValueError, match="60x30 pixels at 0, 0 lie outside of an image of 1x1"):
         montage(shown, crop=(0, 0, 60))
 
 
@@ -142,7 +142,7 @@ def test_the_crop_is_where_most_rain_lies_over_most_detail() -> None:
     assert x + w // 2 > 300
     assert y + h // 2 < 120
     assert crop_place(Row("", rainy, clean, clean)) == (x, y, w, h)  # whatever the method made of it
-    assert crop_place(Row("", rainy, clean)) == (x, y, w, h)  # derained stands for a missing clean picture
+    assert crop_place(Row("", rainy, clean)) == (x, y, w, h)  # derained stands for a missing clean image
 
 
 def test_names_of_all_sorts_are_written() -> None:
@@ -158,7 +158,7 @@ def test_names_of_all_sorts_are_written() -> None:
 
 
 def rows_of(path: Path, folder: Path, names: list[str]) -> list[str]:
-    """Those of the derained pictures that a figure shows, from top to bottom."""
+    """Those of the derained images that a figure shows, from top to bottom."""
     drawn, tops = read_rgb(path), {}
     for name in names:
         try:
@@ -238,7 +238,7 @@ def test_a_crop_outside_of_a_picture_costs_nothing_but_the_figure(
     result = inline("test_Rain12.py", *common, "--crop", "60", "0", "20")
     assert result.returncode == 2
     assert result.stderr == (
-        "error: --crop 60 0 20: 20x10 pixels at 60, 0 lie outside of a picture of 72x64; choose a place within it\n"
+        "error: --crop 60 0 20: 20x10 pixels at 60, 0 lie outside of an image of 72x64; choose a place within it\n"
     )
     assert len(list((tmp_path / "out").glob("rain-*.png"))) == 2
     assert (tmp_path / "out/results.csv").exists()

@@ -1,6 +1,6 @@
-"""Pictures and files from anywhere: each is processed rightly or refused in one line, and the others still get done.
+"""Images and files from anywhere: each is processed rightly or refused in one line, and the others still get done.
 
-The pictures are written with Pillow, not with the library that reads them here.
+The images are written with Pillow, not with the library that reads them here.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CALM = {
 
 @pytest.fixture(scope="module")
 def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a narrow DARGNet, quick on many pictures."""
+    """Weights of a narrow DARGNet, quick on many images."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "net_latest.pth"
     torch.save(DARGNet(channels=4, groups=1).state_dict(), path)
@@ -270,7 +270,7 @@ DAMAGE = {
 @given(suffix=st.sampled_from([".png", ".jpg", ".tif", ".bmp", ".webp"]), **DAMAGE)
 @settings(max_examples=200 * FUZZ, **CALM)
 def test_damaged_pictures(suffix: str, cuts: list, length: float) -> None:
-    """A picture of the size it says it has, or InputError; never another error, never a crash."""
+    """An image of the size it says it has, or InputError; never another error, never a crash."""
     whole = io.BytesIO()
     Image.fromarray(pixels(3, 12, 17, 3)).save(whole, Image.registered_extensions()[suffix])
     with tempfile.TemporaryDirectory() as folder:

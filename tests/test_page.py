@@ -117,14 +117,14 @@ addEventListener("load", () => setTimeout(() => {
   slider.value = 80;
   slider.dispatchEvent(new Event("input"));
   result.at = slider.previousSibling.style.getPropertyValue("--at");
-  const picture = slider.previousSibling, box = picture.getBoundingClientRect();
-  picture.scrollIntoView();
-  const drag = buttons => picture.dispatchEvent(new PointerEvent("pointermove", {
-    buttons, clientX: picture.getBoundingClientRect().left + 0.25 * box.width }));
+  const image = slider.previousSibling, box = image.getBoundingClientRect();
+  image.scrollIntoView();
+  const drag = buttons => image.dispatchEvent(new PointerEvent("pointermove", {
+    buttons, clientX: image.getBoundingClientRect().left + 0.25 * box.width }));
   drag(0);
-  result.passed_over = picture.style.getPropertyValue("--at");
+  result.passed_over = image.style.getPropertyValue("--at");
   drag(1);
-  result.dragged = picture.style.getPropertyValue("--at");
+  result.dragged = image.style.getPropertyValue("--at");
   result.links = [...document.querySelectorAll("figcaption a")].map(a => a.getAttribute("href"));
   result.clip = getComputedStyle(document.querySelector("img.over")).clipPath;
   result.loaded = [...document.images].every(i => !i.complete || i.naturalWidth === 60);

@@ -14,14 +14,14 @@ from SSIM import SSIM, image_metrics, luma, psnr_rgb, psnr_y, ssim_rgb, ssim_y
 
 
 def vector(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """A picture and a disturbed one, both given by formulas: (H, W, 3) uint8."""
+    """An image and a disturbed one, both given by formulas: (H, W, 3) uint8."""
     y, x = np.mgrid[:height, :width]
     clean = np.stack([(3 * x + 5 * y) % 256, (x * y) % 251, (x + 2 * y) % 256], axis=2)
     disturbed = np.clip(clean + ((7 * x + 13 * y) % 17 - 8)[..., None], 0, 255)
     return disturbed.astype(np.uint8), clean.astype(np.uint8)
 
 
-# What PReNet's published MATLAB scripts print for these pictures under GNU Octave.
+# What PReNet's published MATLAB scripts print for these images under GNU Octave.
 @pytest.mark.parametrize(
     ("size", "psnr", "ssim"),
     [

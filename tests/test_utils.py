@@ -91,7 +91,7 @@ def test_a_jpeg_may_be_followed_by_anything(tmp_path: Path) -> None:
     expected = read_rgb(path)
     path.write_bytes(whole + b"\x00\x00 film \xff\xda and more")
     assert np.array_equal(read_rgb(path), expected)
-    # A thumbnail in front has an end mark of its own, which is not the picture's.
+    # A thumbnail in front has an end mark of its own, which is not the image's.
     thumbnail = b"\xff\xe1" + (len(whole) + 2).to_bytes(2, "big") + whole
     path.write_bytes(whole[:2] + thumbnail + whole[2:-200])
     with pytest.raises(InputError, match="cut off"):

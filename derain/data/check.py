@@ -4,8 +4,8 @@
     python -m derain.data.check datasets/train/RainTrainL datasets/test/Rain12      # and shared backgrounds
 
 Any layout of datasets/README.md is recognised; so is a folder of images without pairs, such as clean sides alone.
-Sets are told by fingerprints of their pixels (datasets/fingerprints.json); backgrounds are matched by what they show,
-so that copies scaled in brightness, encoded anew, mirrored or cropped to 480x320 are found as well. Closer crops are
+Sets are identified by fingerprints of their pixels (fingerprints.json); backgrounds are matched by what they show,
+so that copies scaled in brightness, encoded again, mirrored or cropped to 480x320 are found as well. Closer crops are
 found between folders where they keep whole rows or columns of unchanged pixels.
 
 exit status: 0 all is well; 1 something is wrong with the data: pairs that don't fit, images that differ from
@@ -45,12 +45,12 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """What was found of a folder: its images, whether anything is wrong, how many files were refused."""
+    """What was found of a folder: its images, whether anything is wrong, how many files could not be used."""
 
     path: Path
     images: list[Image]
     wrong: bool
-    refused: int
+    unusable: int
 
 
 def check(settings: Settings) -> None:
@@ -60,9 +60,9 @@ def check(settings: Settings) -> None:
     for first, second in itertools.combinations(folders, 2):
         shared = shared_backgrounds(first, second)
         wrong = wrong or shared
-    refused = sum(folder.refused for folder in folders)
-    if refused:
-        raise InputError(f"{refused} pairs or images were refused: see the lines that begin with 'refused'")
+    unusable = sum(folder.unusable for folder in folders)
+    if unusable:
+        raise InputError(f"{unusable} pairs or images cannot be used: see the lines that begin with 'skipped'")
     if wrong:
         raise SystemExit(1)
 
@@ -78,23 +78,23 @@ def look_at(path: Path) -> Folder:
             raise unknown from None
     print(path)
     say("layout", layout(pairs, path) if paired else "images without pairs: nothing to align or to measure")
-    images, refused = [], 0
+    images, unusable = [], 0
     for i, pair in enumerate(pairs, 1):
         try:
             images.append(read(pair, paired))
         except InputError as error:
-            refused += 1
-            print(f"refused: {error}", file=sys.stderr, flush=True)
+            unusable += 1
+            print(f"skipped: {error}", file=sys.stderr, flush=True)
         if i % PROGRESS == 0 and i < len(pairs):
             print(f"  {i}/{len(pairs)}", file=sys.stderr, flush=True)
     if not images:
         raise InputError(f"{path}: none of its {len(pairs)} pairs or images can be used; see the lines above")
 
     sizes = Counter(image.size for image in images).most_common()
-    told = ", ".join(f"{count} of {width}x{height}" for (width, height), count in sizes[:SHOWN])
+    sizes_text = ", ".join(f"{count} of {width}x{height}" for (width, height), count in sizes[:SHOWN])
     rest = f", {len(sizes) - SHOWN} other sizes" if len(sizes) > SHOWN else ""
     kind = "pairs" if paired else "images"
-    say("images", f"{len(images)} {kind}: {told}{rest}; {count_backgrounds(images)} different backgrounds")
+    say("images", f"{len(images)} {kind}: {sizes_text}{rest}; {count_backgrounds(images)} different backgrounds")
     faulty = print_rain(images) if paired else False
     label = synthetic_label(path)
     if label:
@@ -104,11 +104,11 @@ def look_at(path: Path) -> Folder:
         say("set", line)
     for line in shared_with_tests(images, identity):
         say("tests", line)
-    return Folder(path, images, faulty or identity.wrong, refused)
+    return Folder(path, images, faulty or identity.wrong, unusable)
 
 
 def read(pair: Pair, paired: bool) -> Image:
-    """Fingerprints and figures of a pair, or of one image. Raises InputError if it can't be read or measured."""
+    """Fingerprints and scores of a pair, or of one image. Raises InputError if it can't be read or measured."""
     rainy, clean = read_pair(pair) if paired else (None, read_rgb(pair.clean))
     lines = np.unique(np.frombuffer(b"".join(digest[:8] for digest in line_digests(clean)), np.int64))
     image = Image(pair.rainy.name, pair.number, clean.shape[1::-1], pixel_hash(clean), content_signs(clean), lines)
@@ -145,7 +145,7 @@ def print_rain(images: Sequence[Image]) -> bool:
         rest = f"; and {len(faulty) - SHOWN} more" if len(faulty) > SHOWN else ""
         say("rain", f"WRONG in {len(faulty)} of {len(images)} pairs, not clean image + one grey layer: {shown}{rest}")
         if len(faulty) == len(images):
-            say("rain", "all pairs: another model of rain, or images that were encoded anew with losses")
+            say("rain", "all pairs: another model of rain, or images that were encoded again with losses")
     else:
         say("rain", f"all {len(images)} pairs fit: rainy = clean + one grey layer, clipped at 255")
     same = [image for image in images if image.rainy == image.clean]

@@ -17,7 +17,7 @@ LISTED = 12  # numbers, or ranges of numbers, in one line
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """A pair, or an image without one (`rainy` is ''): what identifies it, and the figures of its rain.
+    """A pair, or an image without one (`rainy` is ''): what identifies it, and the scores of its rain.
 
     size: width, height. clean, rainy: pixel hashes. signs: (255,) of the clean image. lines: sorted
     int64 digests of its rows and columns. fault: why the pair doesn't fit, or ''.
@@ -39,7 +39,7 @@ class Image:
 class Identity:
     """Which known sets images are: one, none, or two that share clean sides; in words; and what each image shows.
 
-    photographs: for each image the BSDS500 photograph, None for any other picture. wrong: some
+    photographs: for each image the BSDS500 photograph, None for any other image. wrong: some
     images differ from the original's while others don't.
     """
 
@@ -71,7 +71,7 @@ def identify(images: Sequence[Image]) -> Identity:
 
 
 def shown_photographs(images: Sequence[Image]) -> list[str | None]:
-    """The BSDS500 photograph that each image shows, None for any other picture."""
+    """The BSDS500 photograph that each image shows, None for any other image."""
     known = photographs()
     by_hash = dict(zip(known.hashes, known.names, strict=True))
     found = first_match(_signs(images), known.signs)
@@ -145,7 +145,7 @@ def _pixels(what: str, images: Sequence[Image], other: Sequence[Image]) -> str:
     if not other:
         return f"{what}: all {len(images)} have the original's pixels"
     if len(other) == len(images):
-        return f"{what}: none has the original's pixels: cropped, scaled, encoded anew, or another version"
+        return f"{what}: none has the original's pixels: cropped, scaled, encoded again, or another version"
     return f"WRONG {what}: {len(other)} of {len(images)} differ from the original's: {listed(other)}"
 
 
@@ -191,7 +191,7 @@ def matching(images: Sequence[Image], others: Sequence[Image]) -> list[Image]:
 
 
 def count_backgrounds(images: Sequence[Image]) -> int:
-    """How many different backgrounds images show; pictures of one colour count by their pixels."""
+    """How many different backgrounds images show; images of one colour count by their pixels."""
     found = first_match(_signs(images), _signs(images))
     return len({image.clean if match < 0 else match for image, match in zip(images, found, strict=True)})
 

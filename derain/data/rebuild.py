@@ -54,7 +54,7 @@ class Settings:
     bsds500: Path | None = setting(None, "folder of BSDS500, in any of its usual layouts; needed")
     out: Path = setting(Path("datasets"), "folder that holds test/ and train/")
     sets: tuple[str, ...] = setting(tuple(PLACES), "sets to restore")
-    other_pixels: bool = setting(False, "go on where photographs have other pixels than the sets' (another decoder)")
+    other_pixels: bool = setting(False, "continue where photographs have other pixels than the sets' (another decoder)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +139,7 @@ def check_photographs(settings: Settings, targets: dict[str, list[Target]], file
     said = f"{len(other)} of {len(targets)} photographs ({other[0]} first) have other pixels" if other else ""
     if other and not settings.other_pixels:
         raise InputError(
-            f"{said} than the sets': use the original JPEGs and opencv-python, or go on with --other_pixels "
+            f"{said} than the sets': use the original JPEGs and opencv-python, or continue with --other_pixels "
             "(other JPEG decoders differ by a level or two)"
         )
     if differing:

@@ -6,7 +6,7 @@
 Without --photos it takes colour photographs that scikit-image ships (no download). The rain is
 one grey layer added to the photograph and clipped, as in RainTrainH/L, Rain100H/L and Rain12;
 its streaks' density, brightness, length and direction were fitted to those sets' statistics.
-Figures on such pictures say how well a model works here, and are never figures on Rain100H,
+Scores on such images say how well a model works here, and are never scores on Rain100H,
 Rain100L or Rain12. Every folder made here says so in its synthetic.json.
 """
 
@@ -28,7 +28,7 @@ from derain.data.pairs import list_images
 from DerainDataset import SYNTHETIC_MARKER
 from utils import DecodedImage, InputError, read_rgb, write_image, write_json
 
-VERSION = 1  # of the generator: raised whenever the same seed gives other pictures
+VERSION = 1  # of the generator: raised whenever the same seed gives other images
 MARGIN = 64  # pixels around the image from which streaks reach in
 STAND_IN_LAYERS, STAND_IN_SEED = 3, 0
 STAND_IN_SIZE = (321, 481)  # height, width at most: the size of the sets it stands in for
@@ -93,7 +93,7 @@ def rain_layer(height: int, width: int, kind: str, random: np.random.RandomState
     """Draw a layer of rain: (height, width) float64, grey levels to add, at least 0.
 
     kind: 'light' or 'heavy'. A RandomState, because its stream of numbers is the same in every
-    version of NumPy: a seed names one set of pictures, everywhere.
+    version of NumPy: a seed names one set of images, everywhere.
     """
     rain = KINDS[kind]
     low, high, mean, deviation = rain.direction
@@ -118,7 +118,7 @@ def rain_layer(height: int, width: int, kind: str, random: np.random.RandomState
 
 
 def streak(angle: float, length: float, sigma: float, decay: float) -> np.ndarray:
-    """The picture of one drop of height 1: fading along its direction, Gaussian across; odd square, float64."""
+    """The image of one drop of height 1: fading along its direction, Gaussian across; odd square, float64."""
     reach = int(np.ceil(length / 2)) + 1
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1].astype(np.float64)
     cosine, sine = np.cos(np.radians(angle)), np.sin(np.radians(angle))
@@ -180,7 +180,7 @@ def write_set(out: Path, photographs: Iterable[tuple[str, np.ndarray]], kind: st
 
 
 def synthetic_label(folder: Path) -> str | None:
-    """What to call a folder's pictures if it or one of the two above were made here: 'synthetic heavy rain'."""
+    """What to call a folder's images if it or one of the two above were made here: 'synthetic heavy rain'."""
     for place in (folder, *folder.resolve().parents[:2]):
         try:
             content = json.loads((place / SYNTHETIC_MARKER).read_text())
