@@ -168,7 +168,13 @@ def train(
             return
         folder.begin(training.step, environment(device))
         processes.say(f"{len(data.pairs)} pairs, step {training.step}, {device} {training.precision}")
-        run_steps(settings, training, data, validation, folder, processes)
+        try:
+            run_steps(settings, training, data, validation, folder, processes)
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise InputError(f"--compile: torch can't compile the network ({reason}); leave --compile out") from error
 
 
 def load_data(

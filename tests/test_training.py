@@ -548,6 +548,14 @@ def test_an_own_loss_is_used(settings: TrainSettings) -> None:
     assert log(settings)[-1]["ssim_loss"] == 0.5
 
 
+def test_compile_without_a_compiler_gets_one_line(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, str(settings.save_path / "no-compiler")))
+    with pytest.raises(InputError, match=r"--compile: .*no-compiler.*leave --compile out") as told:
+        train(settings, compile=True)
+    assert "\n" not in str(told.value)
+
+
 # ---------------------------------------------------------------- several processes
 
 
