@@ -10,8 +10,10 @@ names is in derain/data/pairs.py.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +30,7 @@ from utils import InputError, atomic_path
 
 SYNTHETIC_MARKER = "synthetic.json"  # in every folder that derain.data.synthesize made
 FORMAT, VERSION = "DARGNet training pairs", 1
+SPARE = 2**24  # bytes of disk to leave free while packing
 
 # What h5py raises for damaged files, and what their content leads to.
 DAMAGED = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError)
@@ -96,6 +99,8 @@ def _pack(file: h5py.File, pairs: Sequence[Pair], sources: str, log: Any) -> Non
         for side, image in enumerate(images):
             digest = hashlib.sha256(str(image.shape).encode() + image.tobytes()).digest()
             if digest not in numbers:
+                if shutil.disk_usage(Path(file.filename).parent).free < image.nbytes + SPARE:
+                    raise OSError(errno.ENOSPC, "No space left on device")  # HDF5 itself would crash
                 numbers[digest] = len(numbers)
                 file.create_dataset(f"images/{numbers[digest]}", data=image)
             index[i, side] = numbers[digest]

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
@@ -201,9 +202,10 @@ def plain(content: Any) -> Any:
 
 
 def save_torch(path: Path, content: Any) -> None:
-    """torch.save, atomically."""
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    """Save as torch.save does, atomically. A full disk is an OSError, not torch's RuntimeError."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, buffer.getvalue())
 
 
 def sha256_of(path: Path) -> str:

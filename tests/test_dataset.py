@@ -307,6 +307,15 @@ def test_a_set_that_is_packed_anew_keeps_serving_who_has_it(folder: Path) -> Non
     assert torch.equal(data[0][0], first)
 
 
+def test_a_full_disk_while_packing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**23))
+    with pytest.raises(OSError, match="No space left") as caught:
+        prepare(folder, log=quiet)
+    assert caught.value.filename == str(folder.with_name("set.h5"))
+    assert [p.name for p in folder.parent.iterdir()] == ["set"]
+
+
 def test_a_failed_prepare_leaves_the_old_file(folder: Path) -> None:
     path = prepare(folder, log=quiet)
     content = path.read_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import scene
+from PIL import Image
 
 from derain import page
 from derain.results import METRICS
@@ -159,3 +161,15 @@ def test_in_a_browser_it_sorts_and_slides(written: Path, tmp_path: Path) -> None
     assert result["links"] == [quote(name, safe="/!'()*~") for name in result["sorted"]]
     assert result["loaded"]
     assert result["narrow"]
+
+
+def test_small_versions_keep_their_colours_and_their_places() -> None:
+    """Red stays red (a swap of RGB and BGR would make it blue), and rainy is not shown as derained."""
+    colours = {"rainy": (220, 30, 30), "derained": (30, 200, 30), "clean": (30, 30, 220)}
+    images = {name: np.full((24, 32, 3), colour, np.uint8) for name, colour in colours.items()}
+    small = page.thumbnails(images["rainy"], images["derained"], images["clean"])
+    for name, colour in colours.items():
+        data = base64.b64decode(small[name].split(",")[1])
+        with Image.open(io.BytesIO(data)) as image:
+            found = np.asarray(image.convert("RGB"))[12, 16].astype(int)
+        assert np.abs(found - colour).max() < 12, name

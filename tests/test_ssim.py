@@ -150,3 +150,16 @@ def test_ssim_loss_refuses_unfitting_shapes() -> None:
         SSIM()(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 15))
     with pytest.raises(ValueError, match="window"):
         SSIM(padded=False)(torch.zeros(1, 3, 10, 16), torch.zeros(1, 3, 10, 16))
+
+
+def test_rgb_scores_weigh_all_channels() -> None:
+    """Errors of another size in each channel: against NumPy and scikit-image, and not those of one channel."""
+    random = np.random.RandomState(3)
+    clean = random.randint(60, 190, (40, 50, 3)).astype(np.uint8)
+    derained = (clean + random.randint(-1, 2, clean.shape) * np.array([2, 20, 50])).astype(np.uint8)
+    error = np.mean((clean.astype(float) - derained) ** 2)
+    assert psnr_rgb(derained, clean) == pytest.approx(10 * np.log10(255**2 / error), rel=1e-12)
+    options = {"data_range": 255, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    channels = [structural_similarity(derained[..., c], clean[..., c], **options) for c in range(3)]
+    assert ssim_rgb(derained, clean) == pytest.approx(np.mean(channels), rel=1e-12)
+    assert max(channels) - min(channels) > 0.05

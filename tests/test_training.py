@@ -205,6 +205,21 @@ def test_a_damaged_state_is_rejected_and_kept(settings: TrainSettings, content: 
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is full")
+def test_a_full_disk_while_saving(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(settings)
+    before = (settings.save_path / "state_latest.pth").read_bytes()
+
+    def full(self: Path, data: bytes) -> None:
+        with open("/dev/full", "wb") as file:  # the system's own error
+            file.write(data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(settings, max_steps=6)
+    assert (settings.save_path / "state_latest.pth").read_bytes() == before
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(settings: TrainSettings) -> None:
     train(settings, max_steps=2)
     before = (settings.save_path / "state_latest.pth").read_bytes()
