@@ -68,7 +68,10 @@ def test_help(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         flags += ["logdir", "quantize", "tile"]
     for flag in flags:
         assert f"--{flag} " in shown
-    assert shown.count("(default: ") >= len(flags) - 1  # --max_steps has none
+    assert shown.count("(default: ") >= len(flags) - 2  # --max_steps and --data_path may have none
+    weights = "Rain100L" if script in ("test_Rain100L.py", "test_Rain12.py") else "Rain100H"
+    expected = f"logs/{weights}" if script.startswith("test_") else f"logs/train_{script[6:-3].replace('rain', 'Rain')}"
+    assert f"(default: {expected})" in shown  # Rain12 is tested with the light weights
 
 
 # ---------------------------------------------------------------- training

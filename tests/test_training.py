@@ -33,7 +33,7 @@ from derain.optimized import fold
 from derain.patches import GridPatches, RandomPatches
 from derain.steps import Training
 from derain.train import RECIPES, TrainSettings, validate
-from DerainDataset import DerainDataset, prepare, split_by_background
+from DerainDataset import DerainDataset, Patch, prepare, split_by_background
 from networks import DARGNet, load_network
 from SSIM import SSIM, psnr_y, ssim_y
 from utils import InputError, set_seed, to_tensor
@@ -622,6 +622,42 @@ def test_random_patches_do_not_depend_on_the_number_of_processes(tmp_path: Path)
     assert patches.at(7, 0.1) != RandomPatches(data, settings_stages(), seed=6).at(7, 0.1)
     assert [len(patches.at(0, progress)) for progress in (0, 0.49, 0.5, 0.99, 1)] == [3, 3, 2, 2, 2]
     assert {patch.size for patch in patches.at(0, 0.6)} == {24}
+
+
+def test_the_published_order_is_a_function_of_seed_and_epoch(tmp_path: Path) -> None:
+    data = DerainDataset(prepare(write_pairs(tmp_path / "pairs", 2), log=lambda _: None), 32, 16)
+    for seed in (0, 5):
+        patches = GridPatches(data, 4, seed)
+        assert patches.steps_per_epoch == 5  # 18 patches; the last batch is smaller
+        for epoch in (0, 1):
+            found = [patch for step in range(5) for patch in patches.at(5 * epoch + step, 0)]
+            order = np.random.RandomState([seed, epoch]).permutation(18)
+            assert found == [data.grid_patch(i) for i in order]
+    mirrored = GridPatches(data, 4, 0, mirror=True)
+    seen = {(p.mirrored, p.upside_down) for step in range(5) for p in mirrored.at(step, 0)}
+    assert len(seen) == 4
+    places = [(p.pair, p.top, p.left) for step in range(5) for p in mirrored.at(step, 0)]
+    assert len(set(places)) == 18
+
+
+def test_other_rain_on_the_same_background(tmp_path: Path) -> None:
+    """The clean patch stays, the rain is that of another place: grey, at least 0, up to a fifth stronger or fainter."""
+    data = DerainDataset(prepare(write_pairs(tmp_path / "pairs", 3), log=lambda _: None), 16, 16)
+    own, seen = Patch(0, 8, 8, 24), set()
+    _, clean = data.batch([own])
+    for seed in range(8):
+        rainy, same = data.batch([own._replace(rain=seed)])
+        assert torch.equal(same, clean)
+        again, _ = data.batch([own._replace(rain=seed)])
+        assert torch.equal(again, rainy)
+        layer = ((rainy - clean) * 255).round()
+        assert (layer >= 0).all()
+        unclipped = (rainy < 1).all(dim=1, keepdim=True).expand_as(rainy)
+        grey = layer.amax(dim=1, keepdim=True).expand_as(layer)
+        assert torch.equal(layer[unclipped], grey[unclipped])
+        assert 0.1 < (layer > 0).float().mean() < 0.3  # the scenes have rain on a fifth of their pixels
+        seen.add(float(layer.sum()))
+    assert len(seen) > 5
 
 
 def settings_stages() -> list:
