@@ -315,5 +315,9 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 def computes_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 numbers in hardware."""
-    found = torch.cpu.get_capabilities()
-    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "bf16"))
+    if hasattr(torch.cpu, "get_capabilities"):
+        found = {name for name, has in torch.cpu.get_capabilities().items() if has}
+    else:  # torch 2.11
+        cpuinfo = Path("/proc/cpuinfo")
+        found = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    return not found.isdisjoint(("avx512_bf16", "amx_bf16", "bf16"))

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import scene, write
 
+import utils
 from derain.cli import explained, parse_settings, run_script, setting
 from derain.evaluate import EvalSettings
 from utils import (
@@ -270,6 +271,16 @@ def test_devices() -> None:
     for name in ("gpu", "cuda:99", ""):
         with pytest.raises(InputError, match="--device"):
             choose_device(name)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_precision_by_itself(native: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """auto takes bfloat16 where the CPU computes it; elsewhere an explicit bf16 is said to be slow."""
+    monkeypatch.setattr(utils, "computes_bf16", lambda: native)
+    cpu = torch.device("cpu")
+    found = [utils.choose_precision(name, cpu) for name in ("auto", "fp32", "bf16")]
+    assert found == ["bf16" if native else "fp32", "fp32", "bf16"]
+    assert ("much slower than fp32" in capsys.readouterr().out) != native
 
 
 def test_environment_is_plain() -> None:
