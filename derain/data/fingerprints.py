@@ -29,7 +29,7 @@ BSDS500_PARTS = ("train", "val", "test")
 FIX = "get BSDS500, 500 photographs in train/, val/ and test/ (for example https://github.com/BIDS/BSDS500)"
 
 # Rain100H and Rain100L were made from the first hundred of RainTrainH's numbers, sorted as strings: 1, 10, 100,
-# 1000, 1001, ... Place k shows the photograph that RainTrainH shows under that number. Found on Rain100L.
+# 1000, 1001, ... Place k shows the photograph that RainTrainH shows under that number. Found on both sets.
 RAIN100_NUMBERS = sorted(range(1, RAINTRAINH_PAIRS + 1), key=str)[:100]
 
 # Mean PSNR (Y) of the rainy images in dB, which tells the two sets with equal clean sides apart. Published with PReNet.

@@ -98,12 +98,10 @@ def rebuild(settings: Settings) -> None:
         if not strict_list.exists():
             write_atomically(strict_list, numbers)
         print(f"{strict_list}: the {numbers.count(chr(10))} numbers without a background of Rain100H and Rain100L")
-    if "Rain100H" in settings.sets:
-        print("Rain100H: its backgrounds are taken to be in Rain100L's order; derain.data.check says if the pairs fit")
 
 
 def plan(out: Path, sets: tuple[str, ...]) -> dict[str, list[Target]]:
-    """The images to restore, by the photograph they show.
+    """Return the images to restore, by the photograph they show.
 
     Raises InputError where a set has clean images in a folder of their own: the scripts would
     read those and not the restored ones.
@@ -153,7 +151,7 @@ def check_photographs(settings: Settings, targets: dict[str, list[Target]], file
 def with_progress(
     targets: dict[str, list[Target]], files: dict[str, Path], doing: str
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Each needed photograph's name and pixels, (H, W, 3) uint8 RGB; a line on stderr now and then."""
+    """Yield each needed photograph's name and pixels, (H, W, 3) uint8 RGB, with lines of progress on stderr."""
     for i, name in enumerate(targets, 1):
         yield name, read_rgb(files[name])
         if i % PROGRESS == 0 or i == len(targets):
