@@ -72,31 +72,31 @@ class SSIM(nn.Module):
 
 
 def luma(image: np.ndarray) -> np.ndarray:
-    """MATLAB's rgb2ycbcr luma, not rounded: (H, W, 3) uint8 RGB -> (H, W) float64 in [16, 235] / 255."""
+    """Return MATLAB's rgb2ycbcr luma, not rounded: (H, W, 3) uint8 RGB -> (H, W) float64 in [16, 235] / 255."""
     _check_image(image)
     return (image.astype(np.float64) / 255 @ np.array([65.481, 128.553, 24.966]) + 16) / 255
 
 
 def psnr(first: np.ndarray, second: np.ndarray, peak: float) -> float:
-    """Peak signal-to-noise ratio in dB of equal-shaped arrays; infinite for equal ones."""
+    """Return the peak signal-to-noise ratio in dB of equal-shaped arrays; infinite for equal ones."""
     error = np.mean((first.astype(np.float64) - second.astype(np.float64)) ** 2)
     return math.inf if error == 0 else float(10 * np.log10(peak**2 / error))
 
 
 def psnr_y(derained: np.ndarray, clean: np.ndarray) -> float:
-    """PSNR in dB of the luma, PReNet protocol. Both (H, W, 3) uint8 RGB of one size."""
+    """Return PSNR in dB of the luma, PReNet protocol. Both (H, W, 3) uint8 RGB of one size."""
     _check_pair(derained, clean)
     return psnr(luma(derained), luma(clean), peak=1)
 
 
 def psnr_rgb(derained: np.ndarray, clean: np.ndarray) -> float:
-    """PSNR in dB over the three RGB channels together. Both (H, W, 3) uint8 of one size."""
+    """Return PSNR in dB over the three RGB channels together. Both (H, W, 3) uint8 of one size."""
     _check_pair(derained, clean)
     return psnr(derained, clean, peak=255)
 
 
 def ssim_y(derained: np.ndarray, clean: np.ndarray) -> float:
-    """SSIM of 255 * luma, PReNet protocol. Both (H, W, 3) uint8 RGB of one size, at least 11 pixels each way.
+    """Return the SSIM of 255 * luma, PReNet protocol. Both (H, W, 3) uint8 RGB of one size, at least 11 pixels each way.
 
     Images whose shorter side is 384 pixels or more are first averaged and thinned by
     round(side / 256), as Wang's later script does. Then an 11x11 Gaussian of sigma 1.5,
@@ -108,13 +108,13 @@ def ssim_y(derained: np.ndarray, clean: np.ndarray) -> float:
 
 
 def ssim_rgb(derained: np.ndarray, clean: np.ndarray) -> float:
-    """Mean SSIM of the three RGB channels, full size. Both (H, W, 3) uint8, at least 11 pixels each way."""
+    """Return the mean SSIM of the three RGB channels, full size. Both (H, W, 3) uint8, at least 11 pixels each way."""
     _check_pair(derained, clean)
     return _ssim(derained, clean, channel_axis=2)
 
 
 def image_metrics(derained: np.ndarray, clean: np.ndarray) -> dict[str, float]:
-    """All four scores of an image pair: psnr_y, ssim_y, psnr_rgb, ssim_rgb."""
+    """Return all four scores of an image pair: psnr_y, ssim_y, psnr_rgb, ssim_rgb."""
     return {f.__name__: f(derained, clean) for f in (psnr_y, ssim_y, psnr_rgb, ssim_rgb)}
 
 

@@ -153,7 +153,7 @@ def to_image(tensor: torch.Tensor) -> np.ndarray:
 
 @contextlib.contextmanager
 def atomic_path(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success sync and rename it there, on failure remove it.
+    """Yield a temporary path beside `path`; on success sync and rename it there, on failure remove it.
 
     Whoever reads `path` sees the old file or the whole new one, also after a power cut.
     suffix: the temporary name's ending, for writers that go by it.
@@ -191,7 +191,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def plain(content: Any) -> Any:
-    """The same content in the types of strict JSON."""
+    """Return the same content in the types of strict JSON."""
     if isinstance(content, dict):
         return {str(k): plain(v) for k, v in content.items()}
     if isinstance(content, (list, tuple)):
@@ -209,7 +209,7 @@ def save_torch(path: Path, content: Any) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -246,7 +246,7 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that may be used on `device` now; 4 GiB where the system doesn't tell."""
+    """Return the bytes that may be used on `device` now; 4 GiB where the system doesn't tell."""
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, to use again
         return torch.cuda.mem_get_info(device)[0] + kept
@@ -262,7 +262,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What a figure depends on beside the code: versions, hardware, and the code's commit."""
+    """Return what a result depends on besides the code: versions, hardware, and the code's commit."""
     import h5py
     import skimage
     import torchvision
@@ -282,7 +282,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """The CPU's model name, as far as the system tells it."""
+    """Return the CPU's model name, as far as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -291,7 +291,7 @@ def processor_name() -> str:
 
 
 def commit() -> str | None:
-    """The git commit of this code, with '-dirty' if files differ from it; None outside git."""
+    """Return the git commit of this code, with '-dirty' if files differ from it; None outside git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

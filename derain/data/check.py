@@ -108,7 +108,7 @@ def look_at(path: Path) -> Folder:
 
 
 def read(pair: Pair, paired: bool) -> Image:
-    """Fingerprints and scores of a pair, or of one image. Raises InputError if it can't be read or measured."""
+    """Return fingerprints and scores of a pair, or of one image. Raises InputError if it can't be read or measured."""
     rainy, clean = read_pair(pair) if paired else (None, read_rgb(pair.clean))
     lines = np.unique(np.frombuffer(b"".join(digest[:8] for digest in line_digests(clean)), np.int64))
     image = Image(pair.rainy.name, pair.number, clean.shape[1::-1], pixel_hash(clean), content_signs(clean), lines)
@@ -126,7 +126,7 @@ def read(pair: Pair, paired: bool) -> Image:
 
 
 def misfit(rainy: np.ndarray, clean: np.ndarray) -> str:
-    """Why a rainy image is not min(255, clean + one grey layer of at least 0); '' if it is. Both (H, W, 3) uint8.
+    """Return why a rainy image is not min(255, clean + one grey layer of at least 0); '' if it is. Both (H, W, 3) uint8.
 
     The layer is the largest of the three channels' differences: a channel that is clipped differs by less.
     """
@@ -159,7 +159,7 @@ def print_rain(images: Sequence[Image]) -> bool:
 
 
 def layout(pairs: Sequence[Pair], path: Path) -> str:
-    """The name of the layout that pairs lie in, with the first pair's files."""
+    """Return the name of the layout that pairs lie in, with the first pair's files."""
     rainy, clean = pairs[0].rainy, pairs[0].clean
     folders = (rainy.parent.name.lower(), clean.parent.name.lower())
     if rainy.parent == clean.parent:
@@ -189,7 +189,7 @@ def shared_backgrounds(first: Folder, second: Folder) -> bool:
 
 
 def say(topic: str, text: str) -> None:
-    """One line of the report."""
+    """Print one line of the report."""
     print(f"  {topic:8}{text}", flush=True)
 
 

@@ -40,7 +40,7 @@ INPUT_PSNR_Y = {"Rain100H": 13.55, "Rain100L": 26.90}
 
 
 def pixel_hash(rgb: np.ndarray) -> str:
-    """First 12 hexadecimal digits of the SHA-256 of (H, W, 3) uint8 RGB pixels, row by row."""
+    """Return the first 12 hexadecimal digits of the SHA-256 of (H, W, 3) uint8 RGB pixels, row by row."""
     return hashlib.sha256(np.ascontiguousarray(rgb).tobytes()).hexdigest()[:12]
 
 
@@ -58,7 +58,7 @@ def content_signs(rgb: np.ndarray) -> np.ndarray:
 
 
 def agreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Share of equal signs of each of (N, 255) with each of (M, 255): (N, M) float32.
+    """Return the share of equal signs of each of (N, 255) with each of (M, 255): (N, M) float32.
 
     Each of the first is compared as it is, mirrored left-right, upside down, and both; the best counts.
     """
@@ -71,7 +71,7 @@ def agreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def first_match(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """For each of (N, 255) the first of (M, 255) that shows the same background: (N,) int, -1 where none does."""
+    """Return for each of (N, 255) the first of (M, 255) that shows the same background: (N,) int, -1 where none does."""
     found = np.full(len(first), -1)
     for start in range(0, len(first) if len(second) else 0, BLOCK):
         same = agreement(first[start : start + BLOCK], second) >= ALIKE
@@ -107,7 +107,7 @@ class KnownSet:
 
 @functools.cache
 def photographs() -> Photographs:
-    """The stored fingerprints of BSDS500's photographs."""
+    """Return the stored fingerprints of BSDS500's photographs."""
     stored = json.loads(STORE.read_text(encoding="utf-8"))["photographs"]
     values = {name: value.split() for part in ("BSD300", "test") for name, value in sorted(stored[part].items())}
     bits = np.array([np.frombuffer(bytes.fromhex(signs), np.uint8) for _, signs in values.values()])
@@ -117,7 +117,7 @@ def photographs() -> Photographs:
 
 @functools.cache
 def known_sets() -> dict[str, KnownSet]:
-    """The five sets by name."""
+    """Return the five sets by name."""
     stored = json.loads(STORE.read_text(encoding="utf-8"))
     names, hashes = photographs().names, dict(zip(photographs().names, photographs().hashes, strict=True))
     bsd300, test = names[:BSD300_PHOTOGRAPHS], names[BSD300_PHOTOGRAPHS:]
@@ -145,7 +145,7 @@ def known_sets() -> dict[str, KnownSet]:
 
 
 def find_bsds500(folder: Path) -> dict[str, Path]:
-    """The image files of a BSDS500 folder by name without suffix, in any of its usual layouts.
+    """Return the image files of a BSDS500 folder by name without suffix, in any of its usual layouts.
 
     Raises InputError where there is none.
     """

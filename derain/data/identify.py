@@ -1,4 +1,4 @@
-"""Which data set images are, by their fingerprints, and which backgrounds they share. datasets/check.py prints it."""
+"""Which data set images are, by their fingerprints, and which backgrounds they share. derain.data.check prints it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def identify(images: Sequence[Image]) -> Identity:
 
 
 def shown_photographs(images: Sequence[Image]) -> list[str | None]:
-    """The BSDS500 photograph that each image shows, None for any other image."""
+    """Return the BSDS500 photograph that each image shows, None for any other image."""
     known = photographs()
     by_hash = dict(zip(known.hashes, known.names, strict=True))
     found = first_match(_signs(images), known.signs)
@@ -82,7 +82,7 @@ def shown_photographs(images: Sequence[Image]) -> list[str | None]:
 def compare(
     known: KnownSet, names: Sequence[str], images: Sequence[Image], hits: Sequence[Image]
 ) -> tuple[list[str], bool]:
-    """Lines on how images differ from a known set, and whether something is wrong.
+    """Return lines on how images differ from a known set, and whether something is wrong.
 
     names: the set's, or those of all sets with these clean sides. hits: the images that show what
     the set shows under their number.
@@ -119,7 +119,7 @@ def compare(
 
 
 def unknown(images: Sequence[Image], shown: Sequence[str | None]) -> list[str]:
-    """Lines on images that are no known set: what they show, and known rainy images under other names."""
+    """Return lines on images that are no known set: what they show, and known rainy images under other names."""
     count, different = sum(map(bool, shown)), len(set(shown) - {None})
     lines = ["none of the known sets under these numbers"]
     if count:
@@ -131,7 +131,7 @@ def unknown(images: Sequence[Image], shown: Sequence[str | None]) -> list[str]:
 
 
 def _nearest_rain(candidates: Sequence[KnownSet], images: Sequence[Image]) -> KnownSet:
-    """Of sets with equal clean sides the one whose rainy images these are, or else come nearest in mean PSNR."""
+    """Return the set, of those with equal clean sides, whose rain this is, or whose mean PSNR is nearest."""
     mean = float(np.mean([min(image.psnr_y, 100) for image in images]))
 
     def rank(known: KnownSet) -> tuple[int, float]:
@@ -161,7 +161,7 @@ def _by_rain(known: KnownSet, hits: Sequence[Image]) -> str:
 
 
 def shared_with_tests(images: Sequence[Image], identity: Identity) -> list[str]:
-    """Lines on which backgrounds of the known test sets these images show, but for the set that they are."""
+    """Return lines on which backgrounds of the known test sets these images show, but for the set that they are."""
     shown, lines = set(identity.photographs), []
     for names, their in ((("Rain100H", "Rain100L"), "their"), (("Rain12",), "its")):
         if set(names) & set(identity.names):
@@ -176,7 +176,7 @@ def shared_with_tests(images: Sequence[Image], identity: Identity) -> list[str]:
 
 
 def matching(images: Sequence[Image], others: Sequence[Image]) -> list[Image]:
-    """The images whose background is among the others': by what they show, or by a row or column of equal pixels.
+    """Return the images whose background is among the others': by what they show, or by a row or column of equal pixels.
 
     The first finds copies that were changed, the second crops of any size along one side.
     """
@@ -191,7 +191,7 @@ def matching(images: Sequence[Image], others: Sequence[Image]) -> list[Image]:
 
 
 def count_backgrounds(images: Sequence[Image]) -> int:
-    """How many different backgrounds images show; images of one colour count by their pixels."""
+    """Return how many different backgrounds images show; images of one colour count by their pixels."""
     found = first_match(_signs(images), _signs(images))
     return len({image.clean if match < 0 else match for image, match in zip(images, found, strict=True)})
 
@@ -204,13 +204,13 @@ def _signs(images: Sequence[Image]) -> np.ndarray:
 
 
 def listed(images: Sequence[Image]) -> str:
-    """Images by their numbers, by their names if one has none."""
+    """Return images by their numbers, by their names if one has none."""
     numbers = [image.number for image in images]
     return joined([image.name for image in images]) if None in numbers else ranges(numbers)
 
 
 def ranges(numbers: Collection[int]) -> str:
-    """'1-8, 10 and 12' for 1, 2, ..., 8, 10, 12."""
+    """Return '1-8, 10 and 12' for 1, 2, ..., 8, 10, 12."""
     runs: list[list[int]] = []
     for number in sorted(set(numbers)):
         if runs and number == runs[-1][1] + 1:
@@ -221,7 +221,7 @@ def ranges(numbers: Collection[int]) -> str:
 
 
 def joined(items: Sequence[str]) -> str:
-    """'a, b and c', or the first ones and dots."""
+    """Return 'a, b and c', or the first ones and dots."""
     if len(items) > LISTED:
         return f"{', '.join(items[:LISTED])}, ..."
     return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]])) if items else "none"
