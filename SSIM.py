@@ -96,7 +96,7 @@ def psnr_rgb(derained: np.ndarray, clean: np.ndarray) -> float:
 
 
 def ssim_y(derained: np.ndarray, clean: np.ndarray) -> float:
-    """Return the SSIM of 255 * luma, PReNet protocol. Both (H, W, 3) uint8 RGB of one size, at least 11 pixels each way.
+    """Return the SSIM of 255 * luma, PReNet protocol. Both (H, W, 3) uint8 RGB of one size, at least 11x11.
 
     Images whose shorter side is 384 pixels or more are first averaged and thinned by
     round(side / 256), as Wang's later script does. Then an 11x11 Gaussian of sigma 1.5,

@@ -126,7 +126,7 @@ def read(pair: Pair, paired: bool) -> Image:
 
 
 def misfit(rainy: np.ndarray, clean: np.ndarray) -> str:
-    """Return why a rainy image is not min(255, clean + one grey layer of at least 0); '' if it is. Both (H, W, 3) uint8.
+    """Return why a rainy image is not min(255, clean + a grey layer >= 0); '' if it is. Both (H, W, 3) uint8.
 
     The layer is the largest of the three channels' differences: a channel that is clipped differs by less.
     """

@@ -71,7 +71,7 @@ def agreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def first_match(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return for each of (N, 255) the first of (M, 255) that shows the same background: (N,) int, -1 where none does."""
+    """Return for each of (N, 255) the first of (M, 255) with the same background: (N,) int, -1 for none."""
     found = np.full(len(first), -1)
     for start in range(0, len(first) if len(second) else 0, BLOCK):
         same = agreement(first[start : start + BLOCK], second) >= ALIKE

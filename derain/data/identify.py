@@ -176,7 +176,7 @@ def shared_with_tests(images: Sequence[Image], identity: Identity) -> list[str]:
 
 
 def matching(images: Sequence[Image], others: Sequence[Image]) -> list[Image]:
-    """Return the images whose background is among the others': by what they show, or by a row or column of equal pixels.
+    """Return the images whose background is among the others': the same content, or an equal row or column of pixels.
 
     The first finds copies that were changed, the second crops of any size along one side.
     """
