@@ -19,7 +19,7 @@ faster, and in exact tiles.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -186,7 +186,7 @@ def receptive_field_radius(module: nn.Module, channels: int = 3) -> int | None:
             ):
                 return None
             radii.append(radius)
-    except (RuntimeError, ValueError):  # it does not take such images
+    except Exception:  # it does not take such images; networks of others assert their sizes, or fail in other ways
         return None
     finally:
         module.train(was_training)
@@ -213,16 +213,19 @@ def published_names(groups: int) -> dict[str, str]:
     return names
 
 
-def convert_state_dict(state: Mapping[str, Tensor], groups: int = 5) -> dict[str, Tensor]:
+def convert_state_dict(state: Mapping[str, Tensor], groups: int = 5, wanted: Collection[str] = ()) -> dict[str, Tensor]:
     """Give a state dict this file's key names.
 
     Takes our own state dicts, the 170-tensor published ones, and either of them with the prefixes of
     DataParallel ('module.'), torch.compile ('_orig_mod.') and Lightning ('model.', 'network.') before every key.
-    Other keys stay as they are, so that load_network can name them.
+    Other keys stay as they are, so that load_network can name them. wanted: the keys of another network, which
+    are not changed any further once they are reached.
     """
     for prefix in ("_orig_mod.", "module.", "model.", "network.", "_orig_mod.", "module."):
-        if state and all(key.startswith(prefix) for key in state):
+        if state and set(state) != set(wanted) and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
+    if set(state) == set(wanted):
+        return dict(state)
     if not any(key.startswith("block1.") for key in state):
         return dict(state)
     prefixes = sorted(published_names(groups).items(), key=lambda pair: -len(pair[0]))
@@ -249,7 +252,7 @@ def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Modul
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file")
-    state = convert_state_dict(read_state_dict(path))
+    state = convert_state_dict(read_state_dict(path), wanted=network.state_dict() if network else ())
     if network is None:
         network = DARGNet(*size_of(state, path))
     wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}

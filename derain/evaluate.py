@@ -109,6 +109,7 @@ def evaluate(settings: EvalSettings, test_set: TestSet | None = None, load: Load
     weights = weights_file(settings.logdir)
     checksum = sha256_of(weights)  # now, because a training may replace the file meanwhile
     network = open_network(weights, device, precision, settings.backend, load)
+    answer: Any = network.answer
 
     def derain(rgb: np.ndarray, source: Path) -> np.ndarray:
         try:
@@ -119,11 +120,11 @@ def evaluate(settings: EvalSettings, test_set: TestSet | None = None, load: Load
     if test_set is None and settings.data_path and is_video(settings.data_path):
         video, folder = settings.data_path, settings.save_path or Path("results/real")
         check_folder(folder)
-        MadeWith(folder, checksum, precision, settings.backend, settings.quantize)
+        MadeWith(folder, checksum, answer, precision, settings.backend, settings.quantize)
         derain_video(video, folder / video.name, lambda rgb: derain(rgb, video), settings.codec, settings.crf)
         return
     images = collect(settings, test_set)
-    made_with = MadeWith(images.save_path, checksum, precision, settings.backend, settings.quantize)
+    made_with = MadeWith(images.save_path, checksum, answer, precision, settings.backend, settings.quantize)
     how = f"{device} {precision}, {settings.backend}"
     print(f"{images.label}: {len(images.inputs)} images of {images.data_path}, weights {weights}, {how}", flush=True)
 

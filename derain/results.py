@@ -102,15 +102,20 @@ def summary_lines(
 
 
 class MadeWith:
-    """made_with.json of a results folder: the weights and settings that its images were derained with.
+    """made_with.json of a results folder: the weights, network and settings that its images were derained with.
+
+    answer: as inference.answer_of gives it, so that images of a network that was edited since are not kept.
 
     It is written before the first image, and only if it changes, so what is newer than the file was made so.
     Raises InputError if the folder has files but neither this one nor results.json: they are not ours.
     """
 
-    def __init__(self, folder: Path, checksum: str, precision: str, backend: str, quantization: str) -> None:
+    def __init__(
+        self, folder: Path, checksum: str, answer: str, precision: str, backend: str, quantization: str
+    ) -> None:
         self.path = folder / "made_with.json"
-        content = {"weights_sha256": checksum, "precision": precision, "backend": backend, "quantize": quantization}
+        content = {"weights_sha256": checksum, "network": answer, "precision": precision}
+        content |= {"backend": backend, "quantize": quantization}
         others = [p for p in folder.iterdir() if p.name[0] != "."] if folder.is_dir() else []
         if others and not (self.path.exists() or (folder / "results.json").exists()):
             raise InputError(

@@ -29,7 +29,7 @@ from derain.evaluate import EvalSettings, evaluate
 from derain.inference import derain_image
 from derain.optimized import fold
 from DerainDataset import DerainDataset, prepare
-from networks import DARGNet, load_network
+from networks import DARGNet, DualAttention, load_network
 from utils import InputError, read_image
 
 # Runs of the same examples everywhere, and no judgement of how long they take. FUZZ=20 in the environment makes
@@ -392,11 +392,15 @@ def test_skip_existing_continues_with_the_rest(
     assert kept.stat().st_mtime_ns != before  # without being asked nothing is skipped
 
 
-@pytest.mark.parametrize("change", ["weights", "settings", "input", "output"])
+@pytest.mark.parametrize("change", ["weights", "network", "settings", "input", "output"])
 def test_skip_existing_keeps_only_what_this_run_would_make(
-    small_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
+    small_weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
 ) -> None:
-    """Two images; of one the input or the derained file changes, or for both the weights or settings."""
+    """Two images; of one the input or the derained file changes, or for both the weights, the code or settings."""
     folder, out = tmp_path / "pictures", tmp_path / "out"
     folder.mkdir()
     for i in range(2):
@@ -408,6 +412,8 @@ def test_skip_existing_keeps_only_what_this_run_would_make(
         state = torch.load(small_weights, weights_only=True)
         run["logdir"] = tmp_path / "other.pth"
         torch.save({name: value * 1.1 for name, value in state.items()}, run["logdir"])
+    elif change == "network":
+        monkeypatch.setattr(DualAttention, "forward", lambda self, x: x + self.spatial(x))
     elif change == "settings":
         run["quantize"] = "truncate"
     elif change == "input":
@@ -416,11 +422,11 @@ def test_skip_existing_keeps_only_what_this_run_would_make(
         Image.fromarray(pixels(9, 7, 8, 3)).save(out / "1.png")  # of another size
     capsys.readouterr()
     evaluate(EvalSettings(**run, skip_existing=True))
-    assert capsys.readouterr().out.count("was there") == (0 if change in ("weights", "settings") else 1)
+    assert capsys.readouterr().out.count("was there") == (0 if change in ("weights", "network", "settings") else 1)
     evaluate(EvalSettings(**run | {"save_path": tmp_path / "again"}))
     after = [(out / f"{i}.png").read_bytes() for i in range(2)]
     assert after == [(tmp_path / f"again/{i}.png").read_bytes() for i in range(2)]
-    assert (after != before) == (change in ("weights", "settings", "input"))
+    assert (after != before) == (change in ("weights", "network", "settings", "input"))
     capsys.readouterr()
     evaluate(EvalSettings(**run, skip_existing=True))
     assert capsys.readouterr().out.count("was there") == 2

@@ -149,6 +149,21 @@ def test_load_network_takes_a_network_of_ones_own(tmp_path: Path) -> None:
         load_network(tmp_path / "other.pth", second)
 
 
+@pytest.mark.parametrize("name", ["model", "network", "module", "conv1"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+def test_names_of_a_network_of_ones_own_stay(tmp_path: Path, name: str, prefix: str) -> None:
+    """They may begin as wrappers' prefixes or the published names do."""
+
+    def build() -> torch.nn.Module:
+        layers = {name: torch.nn.Conv2d(3, 3, 3)} | ({"block1": torch.nn.Conv2d(3, 3, 3)} if name == "conv1" else {})
+        return torch.nn.ModuleDict(layers)
+
+    saved = build()
+    torch.save({prefix + key: value for key, value in saved.state_dict().items()}, tmp_path / "own.pth")
+    loaded = load_network(tmp_path / "own.pth", build())
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in saved.state_dict().items())
+
+
 def _break(state: dict[str, torch.Tensor], how: str) -> object:
     first = next(iter(state))
     return {

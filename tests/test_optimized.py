@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_pairs
+from conftest import ROOT, write_pairs
 from torch import Tensor, nn
 
 import networks
-from derain import evaluate, train
+from derain import blocks, evaluate, inference, train
 from derain.inference import derain_image, open_network
 from derain.optimized import (
     AsWritten,
@@ -151,6 +152,68 @@ def test_a_network_of_ones_own_trains_and_tests_through_the_scripts_calls(
         assert np.abs(found.astype(int) - expected).max() <= 1
         assert (found != expected).mean() < 1e-3
     assert ("receptive field is not limited" in capsys.readouterr().out) == (kind is Foreign)
+
+
+class Growing(DARGNet):
+    """Each group sees farther than the one before."""
+
+    def __init__(self, channels: int = 8, groups: int = 3) -> None:
+        super().__init__(channels, groups)
+        for i, group in enumerate(self.groups, 1):
+            for attention in (group.attention1, group.attention2):
+                attention.spatial.conv_d5 = networks.conv3x3(channels, channels, dilation=5 * i, bias=True)
+
+
+def test_blocks_have_the_halo_of_their_own_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", 100)
+    torch.manual_seed(0)
+    network = Growing().eval()
+    folded = optimize(network)
+    assert [group.radius for group in folded.groups] == [11, 21, 31]
+    rainy = torch.rand(1, 3, 20, 400, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(folded(rainy), network(rainy), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["Rain100H", "Rain100L"])
+def test_the_weights_that_come_with_the_scripts_run_in_their_fast_forms(
+    capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Whatever their values are, nothing was edited."""
+    network = networks.load_network(ROOT / "logs" / name / "net_latest.pth")
+    assert not isinstance(optimize(network), AsWritten)
+    assert speed_up(network)
+    if importlib.util.find_spec("openvino"):
+        open_network(ROOT / "logs" / name, backend="openvino")
+    assert capsys.readouterr().out == ""
+
+
+class Stubborn(nn.Module):
+    """Its output's height depends on values, which no compiler can follow; it also asserts its input's size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[2] > 1, "too low"
+        return self.layer(x) if float(x.mean()) > 10 else x.flip(3) - self.layer(x).cumsum(2) * x.shape[2]
+
+
+def test_openvino_is_left_where_it_is_not_the_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino", reason="an extra requirement")
+    torch.save(Stubborn().state_dict(), tmp_path / "net_latest.pth")
+
+    def fails(*_args: object) -> None:
+        raise RuntimeError("no conversion rule\nfor an operation")
+
+    monkeypatch.setattr(inference, "OpenVINONetwork", fails)
+    network = open_network(tmp_path, backend="openvino", load=lambda path: networks.load_network(path, Stubborn()))
+    assert network.receptive_field_radius is None
+    assert "OpenVINO is not used, torch computes: no conversion rule\n" in capsys.readouterr().out
+    assert derain_image(network, np.zeros((20, 20, 3), np.uint8)).shape == (20, 20, 3)
 
 
 def test_other_widths_and_depths_carry_their_size(tmp_path: Path) -> None:
