@@ -70,6 +70,8 @@ class EvalSettings:
     show_rain: bool = setting(False, "also write the removed rain, rainy - derained clipped at 0, to rain/")
     codec: str = setting("libx264", "of a video, in FFmpeg's words")
     crf: int = setting(17, "quality of a video: 0 is the best, 51 the worst")
+    start: float = setting(0.0, "second of a video to start at")
+    duration: float | None = setting(None, "seconds of a video to derain (default: all)")
 
 
 @dataclasses.dataclass
@@ -121,7 +123,8 @@ def evaluate(settings: EvalSettings, test_set: TestSet | None = None, load: Load
         video, folder = settings.data_path, settings.save_path or Path("results/real")
         check_folder(folder)
         MadeWith(folder, checksum, answer, precision, settings.backend, settings.quantize)
-        derain_video(video, folder / video.name, lambda rgb: derain(rgb, video), settings.codec, settings.crf)
+        how = (settings.codec, settings.crf, settings.start, settings.duration)
+        derain_video(video, folder / video.name, lambda rgb: derain(rgb, video), *how)
         return
     images = collect(settings, test_set)
     made_with = MadeWith(images.save_path, checksum, answer, precision, settings.backend, settings.quantize)
