@@ -194,7 +194,10 @@ def test_a_whole_set_has_the_sets_name_and_under_other_numbers_says_so(known: Pa
         path.rename(path.with_name(path.name.replace("-0", "-1")))
     found = identify.identify_pairs(find_pairs(folder))
     assert (found.name, found.exact, found.total, found.label) == ("Rain12", 12, 12, "Rain12 under other numbers")
-    (folder / "norain-103.png").write_bytes(b"damaged")
+    shutil.copy(folder / "norain-104.png", folder / "norain-101.png")  # the right rain on another background
+    found = identify.identify_pairs(find_pairs(folder))
+    assert (found.exact, found.label) == (11, "Rain12 with changes, 11 of 12 pairs exact")
+    (folder / "norain-101.png").write_bytes(b"damaged")
     found = identify.identify_pairs(find_pairs(folder))
     assert (found.exact, found.label) == (11, "11 of the 12 pairs of Rain12 under other numbers")
 
@@ -212,6 +215,7 @@ def test_raintrainh_is_not_said_to_be_exact_where_its_rain_is_unknown(known: Pat
 def test_own_images_are_no_known_set(tmp_path: Path) -> None:
     found = identify.identify_pairs(find_pairs(write_pairs(tmp_path / "set", 12)))
     assert (found.name, found.exact, found.total, found.label) == (None, 0, 0, "12 images of no known set")
+    assert identify.identify_pairs([]).name is None
 
 
 def test_a_known_set_is_reported(known: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Which data set images are, by fingerprints of their pixels, and which backgrounds they share.
+"""Identify images by fingerprints of their pixels: which data set they are, and which backgrounds they share.
 
 identify_pairs(find_pairs(Path("datasets/test/Rain100L"))).label  # 'Rain100L', or what it is instead
 """
@@ -80,7 +80,12 @@ def identify_pairs(pairs: Sequence[Pair]) -> Identity:
 
 
 def identify(images: Sequence[Image]) -> Identity:
-    """Return the set whose pixels most images have or, in changed copies, whose content under their numbers."""
+    """Return the known set of which more than half of the images are: with its pixels, or as changed copies.
+
+    A changed copy is identified by the photograph that it shows under its number.
+    """
+    if not images:
+        return Identity(None, 0, 0, "no readable image", [], [])
     shown, found = shown_photographs(images), []
     for known in known_sets().values():
         exact = [_is_exact(known, image) for image in images]
@@ -92,13 +97,12 @@ def identify(images: Sequence[Image]) -> Identity:
         count, different = sum(map(bool, shown)), len(set(shown) - {None})
         lines = [f"{count} of {len(images)} images show {different} of the 500 photographs of BSDS500"] if count else []
         return Identity(None, 0, 0, f"{len(images)} images of no known set", lines, shown)
-    names = [f[3].name for f in found if f[0] == most]  # those with equal clean sides
-    lines, wrong = _differences(known, images, ours)
-    total = len(known.photographs)
+    names = " and ".join(f[3].name for f in found if f[0] == most)  # several have equal clean sides
     if exact_count == 0 and _has_other_rain(known, images):
-        label = f"backgrounds of {' and '.join(names)} with other rainy images"
-        return Identity(None, 0, 0, label, [], shown)
-    return Identity(known.name, exact_count, total, _label(known, names, images, exact_count), lines, shown, wrong)
+        return Identity(None, 0, 0, f"backgrounds of {names} with other rainy images", [], shown)
+    label = _label(known, names, images, exact_count)
+    lines, wrong = _differences(known, images, ours)
+    return Identity(known.name, exact_count, len(known.photographs), label, lines, shown, wrong)
 
 
 def shown_photographs(images: Sequence[Image]) -> list[str | None]:
@@ -130,13 +134,14 @@ def _has_other_rain(known: KnownSet, images: Sequence[Image]) -> bool:
     return bool(images[0].rainy) and (same_clean or (complete and _distance(known, images) > SAME_RAIN))
 
 
-def _label(known: KnownSet, names: Sequence[str], images: Sequence[Image], exact: int) -> str:
+def _label(known: KnownSet, names: str, images: Sequence[Image], exact: int) -> str:
+    """Return the label of an Identity. names: all sets that have these clean sides."""
     paired, total, count = bool(images[0].rainy), len(known.photographs), len(images)
     name, kind = known.name, "pairs" if paired else "images"
     if not paired and images[0].clean in known.originals:
         name = f"the rainy side of {name}"
     elif not paired:
-        name = f"the clean side of {' and '.join(names)}"
+        name = f"the clean side of {names}"
     if exact == count:
         moved = any(image.rainy != known.rainy.get(image.number) for image in images if paired)
         whole = name if exact == total else f"{exact} of the {total} {kind} of {name}"
@@ -159,7 +164,7 @@ def _differences(known: KnownSet, images: Sequence[Image], ours: Sequence[Image]
     others = [image for image in images if id(image) not in ids]
     missing = known.photographs.keys() - {known.originals.get(image.rainy, image.number) for image in ours}
     if others:
-        lines.append(f"{len(others)} more that it has not, or not under these numbers: {listed(others)}")
+        lines.append(f"{len(others)} other images, or under other numbers: {listed(others)}")
     if missing and missing != known.photographs.keys():
         lines.append(f"missing: {ranges(missing)}")
     for side, originals in (("clean", known.clean), ("rainy", known.rainy)):
