@@ -180,6 +180,13 @@ def test_each_kind_of_copy_has_its_own_label(
     assert (found.name, found.total) == ((None, 0) if "backgrounds" in label else ("Rain100L", 100))
 
 
+def test_a_changed_copy_under_other_rain_is_not_said_to_be_the_set(known: Path) -> None:
+    """These twelve are all of Rain12 by their backgrounds, but far from the 30.14 dB of its rain."""
+    change(known / "test/Rain12", range(1, 13), "rainy, clean", as_jpeg)
+    found = identify.identify_pairs(find_pairs(known / "test/Rain12"))
+    assert (found.name, found.label) == (None, "backgrounds of Rain12 with other rainy images")
+
+
 def test_heavy_rain_is_not_taken_for_light_rain(known: Path) -> None:
     """Copies of Rain100H and Rain100L have the same backgrounds: the strength of the rain tells them apart."""
     for name in ("Rain100H", "Rain100L"):
@@ -210,6 +217,8 @@ def test_raintrainh_is_not_said_to_be_exact_where_its_rain_is_unknown(known: Pat
     assert (found.name, found.exact) == ("RainTrainH", 4)
     assert found.label == "clean images of RainTrainH (5 of 1800), rainy ones partly unknown"
     assert "rainy images: 1 of 5 have no known fingerprint" in found.lines
+    found = identify.identify_pairs([pair for pair in find_pairs(folder) if pair.number == 6])
+    assert (found.name, found.exact) == ("RainTrainH", 0)
 
 
 def test_own_images_are_no_known_set(tmp_path: Path) -> None:

@@ -140,9 +140,10 @@ def test_trees_that_pair(tmp_path: Path, name: str, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == (f"{tmp_path}: {left_out}\n" if left_out else "")
 
 
-def test_each_rainy_image_may_have_its_own_clean_one(tmp_path: Path) -> None:
-    """MPRNet's Test2800: the names of Rain1400, and a target for each; 901_1 is not paired with 901 then."""
-    plant(tmp_path, ("R input/90{n}_{r}.png", "C target/90{n}_{r}.png", "C target/90{n}_3.png", "R input/90{n}_3.png"))
+@pytest.mark.parametrize("names", [("90{n}_{r}", "90{n}_3"), ("90{n}", "90{n}_{r}"), ("a{n}", "a{n} ({r})")])
+def test_each_rainy_image_may_have_its_own_clean_one(tmp_path: Path, names: tuple[str, str]) -> None:
+    """As in MPRNet's Test2800: 901_1 is not paired with 901 then, and 'a1 (1)' is no second copy of a1."""
+    plant(tmp_path, tuple(f"{side}/{name}.png" for side in ("R input", "C target") for name in names))
     pairs = find_pairs(tmp_path)
     assert len(pairs) == 9
     assert all(pair.rainy.name == pair.clean.name for pair in pairs)
