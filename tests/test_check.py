@@ -117,9 +117,9 @@ def test_the_stored_fingerprints_have_the_known_facts() -> None:
     assert len(strict) == 1254
 
 
-def test_content_survives_what_happens_to_copies_and_pictures_differ() -> None:
-    pictures = [cv2.resize(photograph(i), (481, 321), interpolation=cv2.INTER_CUBIC) for i in range(40)]
-    originals = np.array([fingerprints.content_signs(picture) for picture in pictures])
+def test_copies_keep_their_content_signs_and_other_images_differ() -> None:
+    images = [cv2.resize(photograph(i), (481, 321), interpolation=cv2.INTER_CUBIC) for i in range(40)]
+    originals = np.array([fingerprints.content_signs(image) for image in images])
     changes = {
         "darker": lambda p: np.round(0.8 * p).astype(np.uint8),
         "cropped": lambda p: p[:320, :480],
@@ -128,7 +128,7 @@ def test_content_survives_what_happens_to_copies_and_pictures_differ() -> None:
         "JPEG": lambda p: cv2.imdecode(cv2.imencode(".jpg", p)[1], cv2.IMREAD_COLOR),
     }
     for name, change in changes.items():
-        copies = np.array([fingerprints.content_signs(change(picture)) for picture in pictures])
+        copies = np.array([fingerprints.content_signs(change(image)) for image in images])
         assert fingerprints.first_match(copies, originals).tolist() == list(range(40)), name
     others = np.array([fingerprints.content_signs(photograph(100 + i)) for i in range(40)])
     assert (fingerprints.first_match(others, originals) == -1).all()

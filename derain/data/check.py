@@ -1,4 +1,4 @@
-"""Say what folders of images hold: which set, which version of it, whether pairs fit, and what leaks between folders.
+"""Print what folders of images hold: which set, which copy of it, whether pairs fit, and what leaks between folders.
 
     python -m derain.data.check datasets/test/Rain100L                              # one set
     python -m derain.data.check datasets/train/RainTrainL datasets/test/Rain12      # and shared backgrounds
@@ -64,8 +64,7 @@ def check(settings: Settings) -> None:
     folders = [look_at(path) for path in settings.folders]
     wrong = any(folder.wrong for folder in folders)
     for first, second in itertools.combinations(folders, 2):
-        shared = shared_backgrounds(first, second)
-        wrong = wrong or shared
+        wrong |= shared_backgrounds(first, second)
     unusable = sum(folder.unusable for folder in folders)
     if unusable:
         raise InputError(f"{unusable} pairs or images cannot be used: see the lines that begin with 'skipped'")

@@ -62,9 +62,8 @@ def fingerprint(pair: Pair, clean: np.ndarray, rainy: np.ndarray | None = None) 
     """Take the fingerprints of a pair, or of an image without one, each (H, W, 3) uint8 RGB."""
     height, width, _ = clean.shape
     image = Image(pair.rainy.name, pair.number, (width, height), pixel_hash(clean), content_signs(clean))
-    if rainy is None:
-        return image
-    return dataclasses.replace(image, rainy=pixel_hash(rainy), psnr_y=psnr_y(rainy, clean))
+    rain = {} if rainy is None else {"rainy": pixel_hash(rainy), "psnr_y": psnr_y(rainy, clean)}
+    return dataclasses.replace(image, **rain)
 
 
 def identify_pairs(pairs: Sequence[Pair]) -> Identity:
