@@ -1,4 +1,4 @@
-"""Make derain/data/fingerprints.json from BSDS500 and the sets themselves, and print how far matches lie apart.
+"""Make derain/data/fingerprints.json from BSDS500 and the sets themselves, and print the margins of the matches.
 
 python -m tests.make_fingerprints --bsds500 my/BSDS500        # a minute
 """
@@ -22,7 +22,7 @@ ORIGINALS = {  # where the rainy images are looked for
     "Rain100H": ("test/Rain100H",),
     "Rain100L": ("test/Rain100L",),
     "Rain12": ("test/Rain12",),
-    "RainTrainH": ("train/RainTrainH", "train/RainTrainH12"),
+    "RainTrainH": ("train/RainTrainH", "train/RainTrainH18"),
     "RainTrainL": ("train/RainTrainL",),
 }
 
@@ -69,7 +69,7 @@ def make(settings: Settings) -> None:
 
 
 def print_margins(images: dict[str, np.ndarray]) -> None:
-    """For copies of the images changed in several ways: least agreement with the original, most with another."""
+    """Print, for copies changed in several ways, the least agreement with the original and the most with another."""
     originals = np.array([content_signs(image) for image in images.values()])
     changes: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "unchanged": lambda image: image,

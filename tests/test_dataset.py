@@ -1,10 +1,9 @@
-"""Finding pairs in every layout, packing them, and cutting patches in any kind of process."""
+"""Packing pairs, and cutting patches in any kind of process."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -12,214 +11,16 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import LAYOUT_PATTERNS, scene, write, write_pairs
+from conftest import scene, write, write_pairs
 from torch.utils.data import DataLoader
 
-from derain.data.pairs import Pair, find_pairs, find_rainy, is_strict, read_pair, strict_raintrainh
+from derain.data.pairs import find_pairs, read_pair
 from DerainDataset import DerainDataset, line_digests, prepare, split_by_background
 from utils import InputError
 
 
 def quiet(*_: object) -> None:
     """Swallow prepare's progress lines."""
-
-
-# ---------------------------------------------------------------- finding
-
-
-@pytest.mark.parametrize("layout", LAYOUT_PATTERNS)
-def test_every_layout(tmp_path: Path, layout: str) -> None:
-    pairs = find_pairs(write_pairs(tmp_path / "set", 11, layout))
-    assert [pair.number for pair in pairs] == list(range(1, 12))  # natural order: 10 after 9
-    for pair in pairs:
-        for found, expected in zip(read_pair(pair), scene(pair.number), strict=True):
-            assert np.array_equal(found, expected)
-
-
-# name: (files, the first pair, how many pairs) or (files, a part of the error)
-TREES: dict[str, tuple] = {
-    "BasicSR": ("LQ/{n}.png GT/{n}.png", "LQ/1.png", "GT/1.png", 3),
-    "clean ones among others": (
-        "rainy/rain-{n}.png norain-{n}.png rain-{n}.png",
-        "rainy/rain-1.png",
-        "norain-1.png",
-        3,
-    ),
-    "capitals": ("Rainy/RAIN-00{n}.PNG NoRain-00{n}.png", "Rainy/RAIN-001.PNG", "NoRain-001.png", 3),
-    "label": ("input/{n}.png label/{n}.png", "input/1.png", "label/1.png", 3),
-    "nested": ("a/test/rain/norain-{n}.png a/test/norain/norain-{n}.png", "a/test/rain/norain-1.png", None, 3),
-    "macOS": ("rainy/rain-{n}.png norain-{n}.png ._norain-{n}.png", "rainy/rain-1.png", "norain-1.png", 3),
-    "Unicode forms": (
-        "rainy/Zu\u0308rich{n}.png clean/Z\u00fcrich{n}.png",
-        None,
-        "clean/Z\u00fcrich1.png",
-        3,
-    ),
-    "several rains": ("in/im_{n}_s80.png in/im_{n}_s85.png gt/im_{n}.png", "in/im_1_s80.png", "gt/im_1.png", 6),
-    "Rain1400": ("rainy/90{n}_1.png rainy/90{n}_2.png groundtruth/90{n}.png", "rainy/901_1.png", None, 6),
-    "Rain100H x2": ("rainy/rain-{n}x2.png norain-{n}x2.png", "rainy/rain-1x2.png", "norain-1x2.png", 3),
-    "Rain100H rain_X2": ("rain_X2/norain-{n}x2.png norain/norain-{n}.png", "rain_X2/norain-1x2.png", None, 3),
-    "Raindrop": ("data/{n}_rain.png gt/{n}_clean.png", "data/1_rain.png", "gt/1_clean.png", 3),
-    "Raindrop in one folder": ("{n}_rain.png {n}_clean.png", "1_rain.png", "1_clean.png", 3),
-    "SPA": ("rain/00{n}.png gt/00{n}gt.png", "rain/001.png", "gt/001gt.png", 3),
-    "Windows copies": ("rainy/rain ({n}).png clean/norain ({n}).png", "rainy/rain (1).png", None, 3),
-    "zeros": ("rainy/{n}.png clean/0000{n}.png", "rainy/1.png", "clean/00001.png", 3),
-    "RainTrainL": (
-        *("rain-{n}.png norain-{n}.png rainstreak-{n}.png rainregion-{n}.png", "rain-1.png", "norain-1.png", 3),
-    ),
-    "a duplicate": ("input/926_{n}.png input/926_1(1).png target/926_{n}.png", r"926_1\(1\)\.png: its clean image"),
-    "side by side": ("norain-{n}.png", "known layout"),
-    "several in one folder": ("90{n}.png 90{n}_1.png 90{n}_2.png", "known layout"),
-}
-
-
-@pytest.mark.parametrize("name", TREES)
-def test_trees_met_in_the_wild(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    patterns, *expected = TREES[name]
-    files = [pattern.format(n=n) for pattern in re.findall(r"\S(?:.*?\.(?:png|PNG))", patterns) for n in (1, 2, 3)]
-    for file in files:
-        (tmp_path / "set" / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "set" / file).write_bytes(b"only the names matter")
-    if len(expected) == 1:
-        with pytest.raises(InputError, match=expected[0]):
-            find_pairs(tmp_path / "set")
-        return
-    pairs = find_pairs(tmp_path / "set")
-    rainy, clean, count = expected
-    assert len(pairs) == count
-    first = [p.relative_to(tmp_path / "set").as_posix() for p in (pairs[0].rainy, pairs[0].clean)]
-    assert [rainy or first[0], clean or first[1]] == first
-    said = capsys.readouterr().out
-    assert said == "" if name != "RainTrainL" else "6 other images left out, such as rainregion-1.png" in said
-
-
-@pytest.mark.parametrize("streaks", [True, False])
-def test_two_folders_that_could_be_the_rainy_ones(tmp_path: Path, streaks: bool) -> None:
-    """In rain/ there may be streaks, which are darker than the clean image somewhere: then input/ is meant."""
-    write_pairs(tmp_path, 3, "MPRNet")
-    for n in (1, 2, 3):
-        rainy, clean = scene(n)
-        write(tmp_path / f"rain/{n}.png", rainy - clean if streaks else rainy)
-    if streaks:
-        assert find_pairs(tmp_path)[0].rainy == tmp_path / "input/1.png"
-    else:
-        with pytest.raises(InputError, match=r"rain/, input/, target/ could all be meant"):
-            find_pairs(tmp_path)
-
-
-def test_pairs_do_not_depend_on_the_order_of_files(tmp_path: Path) -> None:
-    """The clean files are named so that plain sorting would pair them wrongly."""
-    for number in (1, 2, 10):
-        rainy, clean = scene(number)
-        write(tmp_path / f"rainy/rain-{number}.png", rainy)
-        write(tmp_path / f"norain-{number:0{5 - number % 3}d}.png", clean)
-    for pair in find_pairs(tmp_path):
-        assert np.array_equal(read_pair(pair)[1], scene(pair.number)[1])
-
-
-def test_named_images_pair_by_name_over_formats(tmp_path: Path) -> None:
-    for name in ("street", "10 trees", "été", "rainbow"):
-        rainy, clean = scene(len(name))
-        write(tmp_path / f"input/{name}.png", rainy)
-        write(tmp_path / f"target/{name}.bmp", clean)
-    assert [pair.key for pair in find_pairs(tmp_path)] == ["10 trees", "rainbow", "street", "été"]
-
-
-@pytest.mark.parametrize("layout", ["PReNet test", "PReNet train", "MPRNet", "RCDNet"])
-@pytest.mark.parametrize("side", [0, 1])
-def test_a_missing_partner_is_an_error_that_names_both(tmp_path: Path, layout: str, side: int) -> None:
-    write_pairs(tmp_path, 3, layout)
-    gone, left = (LAYOUT_PATTERNS[layout][i].format(2) for i in (side, 1 - side))
-    (tmp_path / gone).unlink()
-    with pytest.raises(InputError) as caught:
-        find_pairs(tmp_path)
-    assert str(tmp_path / left) in str(caught.value)
-    assert Path(gone).name in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_two_images_for_one_place(tmp_path: Path) -> None:
-    write_pairs(tmp_path, 2)
-    shutil.copy(tmp_path / "rainy/rain-001.png", tmp_path / "rainy/rain-1.png")
-    with pytest.raises(InputError, match=r"rain-(001|1)\.png and .*rain-(001|1)\.png"):
-        find_pairs(tmp_path)
-
-
-def test_sizes_that_differ(tmp_path: Path) -> None:
-    write_pairs(tmp_path, 2)
-    write(tmp_path / "norain-002.png", scene(2, 64, 80)[1])
-    with pytest.raises(InputError, match=r"rain-002\.png and .*norain-002\.png differ in size \(72x64 and 80x64\)"):
-        read_pair(find_pairs(tmp_path)[1])
-
-
-@pytest.mark.parametrize("content", ["missing", "empty", "clean only", "rainy only", "a file"])
-def test_folders_that_hold_no_pairs(tmp_path: Path, content: str) -> None:
-    folder = tmp_path / "set"
-    if content == "a file":
-        folder.write_text("no folder")
-    elif content != "missing":
-        write_pairs(folder, 2, "PReNet train")
-        for file in folder.iterdir():
-            if content == "empty" or file.name.startswith("rain") == (content == "clean only"):
-                file.unlink()
-    with pytest.raises(InputError) as caught:
-        find_pairs(folder)
-    assert str(folder) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_hidden_and_foreign_files_are_passed_over(tmp_path: Path) -> None:
-    write_pairs(tmp_path, 2)
-    for name in ("rainy/._rain-001.png", "rainy/Thumbs.db", "notes.txt", ".DS_Store"):
-        (tmp_path / name).write_bytes(b"not an image")
-    assert len(find_pairs(tmp_path)) == 2
-
-
-def test_unpaired_images(tmp_path: Path) -> None:
-    for name in ("b10.png", "b9.png", "a.jpg"):
-        write(tmp_path / name, scene(1)[0])
-    assert [path.name for path in find_rainy(tmp_path)] == ["a.jpg", "b9.png", "b10.png"]
-    assert find_rainy(tmp_path / "b9.png") == [tmp_path / "b9.png"]
-    for name in ("rainy_day.png", "no-rain.png"):  # photographs with such names are no data set
-        write(tmp_path / "odd" / name, scene(1)[0])
-        write(tmp_path / "odd/rain/other.png", scene(1)[0])
-    write(tmp_path / "odd/street.png", scene(1)[0])
-    assert [path.name for path in find_rainy(tmp_path / "odd")] == ["no-rain.png", "rainy_day.png", "street.png"]
-    paired = write_pairs(tmp_path / "paired", 2)
-    assert [path.name for path in find_rainy(paired)] == ["rain-001.png", "rain-002.png"]
-    for bad in (tmp_path / "none", tmp_path / "paired" / "empty"):
-        (tmp_path / "paired" / "empty").mkdir(exist_ok=True)
-        with pytest.raises(InputError, match=str(bad)):
-            find_rainy(bad)
-
-
-# ---------------------------------------------------------------- the strict rule
-
-
-def numbered(numbers: range) -> list[Pair]:
-    return [Pair(str(n), Path(f"rain-{n}.png"), Path(f"norain-{n}.png")) for n in numbers]
-
-
-def test_the_strict_rule_keeps_1254_and_shares_no_background_with_rain100() -> None:
-    kept, sentence = strict_raintrainh(numbered(range(1, 1801)))
-    assert len(kept) == 1254
-    assert "1254 of 1800" in sentence
-    assert "none with a background" in sentence
-    # Read off the sets themselves: Rain100 shows BSD300's photographs 1, 10 and 100 to 188.
-    shown = {1, 10, *range(100, 189)}
-    assert [n for n in range(1, 301) if not is_strict(n)] == sorted(shown)
-    for n in (301, 310, 400, 488, 1501, 1600):
-        assert not is_strict(n)
-    for n in (2, 9, 11, 99, 189, 300, 302, 399, 1800):
-        assert is_strict(n)
-    assert strict_raintrainh(kept)[0] == kept  # a folder that holds the strict set already
-
-
-def test_the_strict_rule_leaves_other_sets_alone() -> None:
-    for count in (4, 200, 1254, 1500, 1799):
-        kept, sentence = strict_raintrainh(numbered(range(1, count + 1)))
-        assert len(kept) == count
-        assert "not applied" in sentence
 
 
 # ---------------------------------------------------------------- packing

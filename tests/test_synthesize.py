@@ -1,9 +1,8 @@
-"""The stand-in: seeded, labelled, physically plain, and like the real sets in its statistics."""
+"""The stand-in: repeatable, labelled, one grey layer that is added, and like the real sets in its statistics."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +33,9 @@ def test_a_streak_points_where_it_should() -> None:
     centre = leaning.shape[0] // 2
     assert leaning[centre - 9, centre + 5] > 0.3
     assert leaning[centre - 9, centre - 5] < 1e-6
-    for picture in (vertical, leaning):
-        assert np.allclose(picture, picture[::-1, ::-1])
-        assert picture[centre, centre] == picture.max() == 1
+    for image in (vertical, leaning):
+        assert np.allclose(image, image[::-1, ::-1])
+        assert image[centre, centre] == image.max() == 1
 
 
 def test_a_seed_names_one_set(tmp_path: Path) -> None:
@@ -49,7 +48,7 @@ def test_a_seed_names_one_set(tmp_path: Path) -> None:
 
 
 def test_a_layer_is_the_same_everywhere() -> None:
-    """Sums of a layer of this generator version; other numbers mean another VERSION."""
+    """Values of a layer of this generator version: if they change, VERSION has to change as well."""
     layer = synthesize.rain_layer(64, 64, "heavy", np.random.RandomState(0))
     assert synthesize.VERSION == 1
     assert (layer.sum(), layer[10, 20], layer[40, 50]) == pytest.approx((93387.292271, 41.409101, 6.231825), rel=1e-6)
@@ -68,7 +67,7 @@ def test_rain_is_one_grey_layer_that_only_brightens(tmp_path: Path) -> None:
         assert added.max() > 10
 
 
-def test_sets_say_that_they_are_synthetic(tmp_path: Path) -> None:
+def test_sets_are_marked_as_synthetic(tmp_path: Path) -> None:
     synthesize.write_set(tmp_path / "set", [("one", scene(1)[1])], "light", 1, 0)
     for folder in (tmp_path / "set", tmp_path / "set/rainy"):
         assert synthesize.synthetic_label(folder) == "synthetic light rain"
@@ -96,28 +95,21 @@ def test_the_stand_in_is_made_once_and_made_whole(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["synthetic_light"]
 
 
-def test_two_that_make_one_set_at_once(tmp_path: Path) -> None:
-    """The other one is done first: its set stays, also when a user has already put a file into it."""
-    first_folder = tmp_path / "set"
-
-    def slow() -> Iterator[tuple[str, np.ndarray]]:
-        synthesize.write_set(first_folder, [("one", scene(1)[1])], "light", 1, 0)
-        (first_folder / "notes.txt").write_text("mine")
-        yield "one", scene(1)[1]
-
-    synthesize.write_set(first_folder, slow(), "light", 1, 0)
-    assert (first_folder / "notes.txt").exists()
-    assert [p.name for p in tmp_path.iterdir()] == ["set"]
-
-
 def test_a_folder_of_somebody_elses_is_never_replaced(tmp_path: Path) -> None:
     write(tmp_path / "mine/holiday.png", scene(1)[1])
-    with pytest.raises(InputError, match="mine: exists and is no synthetic set"):
+    with pytest.raises(InputError, match="mine: exists and is no synthetic set, or holds other files"):
         synthesize.write_set(tmp_path / "mine", [("one", scene(1)[1])], "light", 1, 0)
     assert (tmp_path / "mine/holiday.png").exists()
+    synthesize.write_set(tmp_path / "set", [("one", scene(1)[1])], "light", 1, 0)
+    synthesize.write_set(tmp_path / "set", [("one", scene(1)[1])], "light", 2, 0)  # its own earlier set is replaced
+    assert len(find_pairs(tmp_path / "set")) == 2
+    (tmp_path / "set/notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="set: exists and is no synthetic set, or holds other files"):
+        synthesize.write_set(tmp_path / "set", [("one", scene(1)[1])], "light", 1, 0)
+    assert (tmp_path / "set/notes.txt").exists()
     with pytest.raises(InputError, match="no photograph"):
         synthesize.write_set(tmp_path / "new", [], "light", 1, 0)
-    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "set"]
 
 
 def test_training_and_test_photographs_are_different() -> None:

@@ -1,15 +1,14 @@
-"""Say what folders of images hold: which set, which version of it, whether pairs fit, and what leaks between folders.
+"""Print what folders of images hold: which set, which copy of it, whether pairs fit, and what leaks between folders.
 
     python -m derain.data.check datasets/test/Rain100L                              # one set
     python -m derain.data.check datasets/train/RainTrainL datasets/test/Rain12      # and shared backgrounds
 
 Any layout of datasets/README.md is recognised; so is a folder of images without pairs, such as clean sides alone.
 Sets are identified by fingerprints of their pixels (fingerprints.json); backgrounds are matched by what they show,
-so that copies scaled in brightness, encoded again, mirrored or cropped to 480x320 are found as well. Closer crops are
-found between folders where they keep whole rows or columns of unchanged pixels.
+so that copies scaled in brightness, encoded again, mirrored or cropped to 480x320 are found as well.
 
-exit status: 0 all is well; 1 something is wrong with the data: pairs that don't fit, images that differ from
-the rest of their set, backgrounds shared between the folders given; 2 an image or folder can't be read or is unpaired
+exit status: 0 all is well; 1 something is wrong with the data: pairs that don't fit, images that differ from the rest
+of their set, backgrounds shared between the folders; 2 an image or folder can't be read, or an image has no partner
 """
 
 from __future__ import annotations
@@ -24,12 +23,19 @@ from pathlib import Path
 import numpy as np
 
 from derain.cli import run_script, setting
-from derain.data.fingerprints import content_signs, pixel_hash
-from derain.data.identify import Image, count_backgrounds, identify, listed, matching, shared_with_tests
+from derain.data.identify import (
+    Identity,
+    Image,
+    count_backgrounds,
+    fingerprint,
+    identify,
+    listed,
+    matching,
+    shared_with_tests,
+)
 from derain.data.pairs import Pair, UnknownLayout, find_pairs, find_rainy, name_key, read_pair
 from derain.data.synthesize import synthetic_label
-from DerainDataset import line_digests
-from SSIM import WINDOW, psnr_y, ssim_y
+from SSIM import WINDOW, ssim_y
 from utils import InputError, read_rgb
 
 SHOWN = 5  # names of faulty pairs in one line
@@ -58,8 +64,7 @@ def check(settings: Settings) -> None:
     folders = [look_at(path) for path in settings.folders]
     wrong = any(folder.wrong for folder in folders)
     for first, second in itertools.combinations(folders, 2):
-        shared = shared_backgrounds(first, second)
-        wrong = wrong or shared
+        wrong |= shared_backgrounds(first, second)
     unusable = sum(folder.unusable for folder in folders)
     if unusable:
         raise InputError(f"{unusable} pairs or images cannot be used: see the lines that begin with 'skipped'")
@@ -77,7 +82,8 @@ def look_at(path: Path) -> Folder:
         except InputError:
             raise unknown from None
     print(path)
-    say("layout", layout(pairs, path) if paired else "images without pairs: nothing to align or to measure")
+    files = " and ".join(file.relative_to(path).as_posix() for file in (pairs[0].rainy, pairs[0].clean))
+    say("layout", files if paired else "images without pairs: nothing to align or to measure")
     images, unusable = [], 0
     for i, pair in enumerate(pairs, 1):
         try:
@@ -95,11 +101,11 @@ def look_at(path: Path) -> Folder:
     rest = f", {len(sizes) - SHOWN} other sizes" if len(sizes) > SHOWN else ""
     kind = "pairs" if paired else "images"
     say("images", f"{len(images)} {kind}: {sizes_text}{rest}; {count_backgrounds(images)} different backgrounds")
-    faulty = print_rain(images) if paired else False
-    label = synthetic_label(path)
-    if label:
-        say("label", f"{label}, made by derain.data.synthesize")
     identity = identify(images)
+    faulty = print_rain(images, identity) if paired else False
+    if label := synthetic_label(path):
+        say("label", f"{label}, made by derain.data.synthesize")
+    say("set", f"{identity.label}; {identity.exact} of {len(images)} {kind} have the original's pixels")
     for line in identity.lines:
         say("set", line)
     for line in shared_with_tests(images, identity):
@@ -109,20 +115,13 @@ def look_at(path: Path) -> Folder:
 
 def read(pair: Pair, paired: bool) -> Image:
     """Return fingerprints and scores of a pair, or of one image. Raises InputError if it can't be read or measured."""
-    rainy, clean = read_pair(pair) if paired else (None, read_rgb(pair.clean))
-    lines = np.unique(np.frombuffer(b"".join(digest[:8] for digest in line_digests(clean)), np.int64))
-    image = Image(pair.rainy.name, pair.number, clean.shape[1::-1], pixel_hash(clean), content_signs(clean), lines)
-    if rainy is None:
-        return image
+    if not paired:
+        return fingerprint(pair, read_rgb(pair.clean))
+    rainy, clean = read_pair(pair)
     if min(clean.shape[:2]) < WINDOW:
         raise InputError(f"{pair.rainy}: smaller than the {WINDOW}x{WINDOW} window of SSIM; remove the pair")
-    return dataclasses.replace(
-        image,
-        rainy=pixel_hash(rainy),
-        psnr_y=psnr_y(rainy, clean),
-        ssim_y=ssim_y(rainy, clean),
-        fault=misfit(rainy, clean),
-    )
+    image = fingerprint(pair, clean, rainy)
+    return dataclasses.replace(image, ssim_y=ssim_y(rainy, clean), fault=misfit(rainy, clean))
 
 
 def misfit(rainy: np.ndarray, clean: np.ndarray) -> str:
@@ -134,16 +133,19 @@ def misfit(rainy: np.ndarray, clean: np.ndarray) -> str:
     layer = added.max(axis=2, keepdims=True)
     bad = (added < 0).any(axis=2) | (rainy != np.minimum(255, clean + layer)).any(axis=2)
     darker = f", up to {-added.min()} levels darker than the clean image" if added.min() < 0 else ""
-    return f"{max(0.1, 100 * bad.mean()):.1f} % of pixels{darker}" if bad.any() else ""
+    return f"{bad.sum()} of {bad.size} pixels{darker}" if bad.any() else ""
 
 
-def print_rain(images: Sequence[Image]) -> bool:
-    """Print how the pairs fit and how far the rainy images are from the clean ones; returns whether pairs misfit."""
+def print_rain(images: Sequence[Image], identity: Identity) -> bool:
+    """Print how pairs fit and how much rain there is. Returns whether pairs misfit, other than in a set's original."""
     faulty = [image for image in images if image.fault]
+    wrong = bool(faulty) and identity.exact < len(images)
     if faulty:
         shown = "; ".join(f"{image.name} ({image.fault})" for image in faulty[:SHOWN])
         rest = f"; and {len(faulty) - SHOWN} more" if len(faulty) > SHOWN else ""
-        say("rain", f"WRONG in {len(faulty)} of {len(images)} pairs, not clean image + one grey layer: {shown}{rest}")
+        count = f"{len(faulty)} of {len(images)} pairs"
+        what = f"WRONG in {count}" if wrong else f"in {count}, as in the original"
+        say("rain", f"{what}: not clean image + one grey layer: {shown}{rest}")
         if len(faulty) == len(images):
             say("rain", "all pairs: another model of rain, or images that were encoded again with losses")
     else:
@@ -155,24 +157,7 @@ def print_rain(images: Sequence[Image]) -> bool:
     if wet:
         psnr, ssim = np.mean([image.psnr_y for image in wet]), np.mean([image.ssim_y for image in wet])
         say("input", f"rainy images: PSNR_Y {psnr:.3f} dB, SSIM_Y {ssim:.4f} (PReNet protocol, mean of {len(wet)})")
-    return bool(faulty)
-
-
-def layout(pairs: Sequence[Pair], path: Path) -> str:
-    """Return the name of the layout that pairs lie in, with the first pair's files."""
-    rainy, clean = pairs[0].rainy, pairs[0].clean
-    folders = (rainy.parent.name.lower(), clean.parent.name.lower())
-    if rainy.parent == clean.parent:
-        name = "PReNet's for training sets"
-    elif clean.parent == rainy.parent.parent:
-        name = "PReNet's for test sets"
-    elif folders == ("input", "target"):
-        name = "MPRNet's"
-    elif folders == ("rain", "norain"):
-        name = "RCDNet's"
-    else:
-        name = "DARGNet's"
-    return f"{name} ({rainy.relative_to(path).as_posix()} and {clean.relative_to(path).as_posix()})"
+    return wrong
 
 
 def shared_backgrounds(first: Folder, second: Folder) -> bool:

@@ -18,9 +18,11 @@ import cv2
 import numpy as np
 
 from derain.data.pairs import BSD300_PHOTOGRAPHS, RAINTRAINH_PAIRS, list_images
+from derain.test_sets import TEST_SETS
 from utils import InputError
 
 STORE = Path(__file__).with_name("fingerprints.json")
+SIZE = (481, 321)  # of all images of the known sets, the long side first
 GRID, FREQUENCIES = 32, 16  # side of the grey version; how many of its frequencies count, each way
 ALIKE = 0.75  # of the signs agree: the same background. See datasets/README.md for the measured margins
 BLOCK = 1000  # rows compared at once, so that memory stays small for large sets
@@ -31,9 +33,6 @@ FIX = "get BSDS500, 500 photographs in train/, val/ and test/ (for example https
 # Rain100H and Rain100L were made from the first hundred of RainTrainH's numbers, sorted as strings: 1, 10, 100,
 # 1000, 1001, ... Place k shows the photograph that RainTrainH shows under that number. Found on both sets.
 RAIN100_NUMBERS = sorted(range(1, RAINTRAINH_PAIRS + 1), key=str)[:100]
-
-# Mean PSNR (Y) of the rainy images in dB, which tells the two sets with equal clean sides apart. Published with PReNet.
-INPUT_PSNR_Y = {"Rain100H": 13.55, "Rain100L": 26.90}
 
 
 # ---------------------------------------------------------------- of one image
@@ -96,13 +95,21 @@ class Photographs:
 
 @dataclasses.dataclass(frozen=True)
 class KnownSet:
-    """One data set by its image numbers: the photograph of each, pixel hashes of clean and (where known) rainy ones."""
+    """One data set by its image numbers: the photograph of each, pixel hashes of clean and (where known) rainy ones.
+
+    input_psnr_y: mean PSNR (Y) of the rainy images in dB, which tells copies of Rain100H and Rain100L apart.
+    """
 
     name: str
     photographs: dict[int, str]
     clean: dict[int, str]
     rainy: dict[int, str]
     input_psnr_y: float | None
+
+    @functools.cached_property
+    def originals(self) -> dict[str, int]:
+        """The number of each known rainy image, by its pixel hash."""
+        return {pixels: number for number, pixels in self.rainy.items()}
 
 
 @functools.cache
@@ -137,7 +144,7 @@ def known_sets() -> dict[str, KnownSet]:
         if name == "Rain12":  # darker copies of the photographs, with pixels of their own
             clean = {number: pixels for number, (_, pixels) in rain12.items()}
         rainy = {int(number): pixels for number, pixels in stored["rainy"].get(name, {}).items()}
-        found[name] = KnownSet(name, side, clean, rainy, INPUT_PSNR_Y.get(name))
+        found[name] = KnownSet(name, side, clean, rainy, TEST_SETS[name].input_psnr_y if name in TEST_SETS else None)
     return found
 
 

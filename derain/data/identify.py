@@ -1,26 +1,31 @@
-"""Which data set images are, by their fingerprints, and which backgrounds they share. derain.data.check prints it."""
+"""Identify images by fingerprints of their pixels: which data set they are, and which backgrounds they share.
+
+identify_pairs(find_pairs(Path("datasets/test/Rain100L"))).label  # 'Rain100L', or what it is instead
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
 from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from derain.data.fingerprints import KnownSet, first_match, known_sets, photographs
-from derain.data.pairs import is_strict
+from derain.data.fingerprints import SIZE, KnownSet, content_signs, first_match, known_sets, photographs, pixel_hash
+from derain.data.pairs import Pair, is_strict, read_pair
+from SSIM import psnr_y
+from utils import InputError
 
 LISTED = 12  # numbers, or ranges of numbers, in one line
+SAME_RAIN = 1.0  # dB between mean PSNRs of the rainy images: a crop or a re-encoded copy stays within it
 
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """A pair, or an image without one (`rainy` is ''): what identifies it, and the scores of its rain.
+    """A pair, or an image without one (`rainy` is ''): its fingerprints, and the scores of its rain.
 
-    size: width, height. clean, rainy: pixel hashes. signs: (255,) of the clean image. lines: sorted
-    int64 digests of its rows and columns. fault: why the pair doesn't fit, or ''.
+    size: width, height. clean, rainy: pixel hashes. signs: (255,) content of the clean image. fault: why the pair
+    doesn't fit, or ''.
     """
 
     name: str
@@ -28,7 +33,6 @@ class Image:
     size: tuple[int, int]
     clean: str
     signs: np.ndarray
-    lines: np.ndarray
     rainy: str = ""
     psnr_y: float = math.nan
     ssim_y: float = math.nan
@@ -37,37 +41,67 @@ class Image:
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """Which known sets images are: one, none, or two that share clean sides; in words; and what each image shows.
+    """Which known set images are.
 
-    photographs: for each image the BSDS500 photograph, None for any other image. wrong: some
-    images differ from the original's while others don't.
+    name: the set, or None. exact: how many pairs have its pixels on both sides (images without pairs: on theirs).
+    total: how many it has. label: what tables call the images, the set's name only if all of it is there, exactly.
+    lines: what else there is to say. photographs: the BSDS500 photograph of each image, or None. wrong: some images
+    differ from the original's while others don't.
     """
 
-    names: tuple[str, ...]
+    name: str | None
+    exact: int
+    total: int
+    label: str
     lines: list[str]
     photographs: list[str | None]
     wrong: bool = False
 
 
-# ---------------------------------------------------------------- sets
+def fingerprint(pair: Pair, clean: np.ndarray, rainy: np.ndarray | None = None) -> Image:
+    """Take the fingerprints of a pair, or of an image without one, each (H, W, 3) uint8 RGB."""
+    height, width, _ = clean.shape
+    image = Image(pair.rainy.name, pair.number, (width, height), pixel_hash(clean), content_signs(clean))
+    rain = {} if rainy is None else {"rainy": pixel_hash(rainy), "psnr_y": psnr_y(rainy, clean)}
+    return dataclasses.replace(image, **rain)
+
+
+def identify_pairs(pairs: Sequence[Pair]) -> Identity:
+    """Read pairs and identify them, in about two seconds for 100; unreadable ones count as missing."""
+    images = []
+    for pair in pairs:
+        try:
+            rainy, clean = read_pair(pair)
+        except InputError:
+            continue
+        images.append(fingerprint(pair, clean, rainy))
+    return identify(images)
 
 
 def identify(images: Sequence[Image]) -> Identity:
-    """Say which set images are: the one that shows, under most of their numbers, what they show."""
-    shown = shown_photographs(images)
-    hits = {
-        name: [i for i, photo in zip(images, shown, strict=True) if photo and known.photographs.get(i.number) == photo]
-        for name, known in known_sets().items()
-    }
-    most = max(map(len, hits.values()))
+    """Return the known set of which more than half of the images are: with its pixels, or as changed copies.
+
+    A changed copy is identified by the photograph that it shows under its number.
+    """
+    if not images:
+        return Identity(None, 0, 0, "no readable image", [], [])
+    shown, found = shown_photographs(images), []
+    for known in known_sets().values():
+        exact = [_is_exact(known, image) for image in images]
+        content = [p is not None and known.photographs.get(i.number) == p for p, i in zip(shown, images, strict=True)]
+        ours = [image for image, *same in zip(images, exact, content, strict=True) if any(same)]
+        found.append((len(ours), sum(exact), -_distance(known, images), known, ours))
+    most, exact_count, _, known, ours = max(found, key=lambda f: f[:3])
     if 2 * most <= len(images):
-        return Identity((), unknown(images, shown), shown)
-    candidates = [known_sets()[name] for name, found in hits.items() if len(found) == most]
-    if images[0].rainy:
-        candidates = [_nearest_rain(candidates, images)]
-    known = candidates[0]
-    lines, wrong = compare(known, [image.name for image in candidates], images, hits[known.name])
-    return Identity(tuple(candidate.name for candidate in candidates), lines, shown, wrong)
+        count, different = sum(map(bool, shown)), len(set(shown) - {None})
+        lines = [f"{count} of {len(images)} images show {different} of the 500 photographs of BSDS500"] if count else []
+        return Identity(None, 0, 0, f"{len(images)} images of no known set", lines, shown)
+    names = " and ".join(f[3].name for f in found if f[0] == most)  # several have equal clean sides
+    if exact_count == 0 and _has_other_rain(known, images):
+        return Identity(None, 0, 0, f"backgrounds of {names} with other rainy images", [], shown)
+    label = _label(known, names, images, exact_count)
+    lines, wrong = _differences(known, images, ours)
+    return Identity(known.name, exact_count, len(known.photographs), label, lines, shown, wrong)
 
 
 def shown_photographs(images: Sequence[Image]) -> list[str | None]:
@@ -75,86 +109,80 @@ def shown_photographs(images: Sequence[Image]) -> list[str | None]:
     known = photographs()
     by_hash = dict(zip(known.hashes, known.names, strict=True))
     found = first_match(_signs(images), known.signs)
-    matched = [known.names[match] if match >= 0 else None for match in found]
-    return [by_hash.get(image.clean, name) for image, name in zip(images, matched, strict=True)]
+    return [by_hash.get(i.clean, known.names[m] if m >= 0 else None) for i, m in zip(images, found, strict=True)]
 
 
-def compare(
-    known: KnownSet, names: Sequence[str], images: Sequence[Image], hits: Sequence[Image]
-) -> tuple[list[str], bool]:
-    """Return lines on how images differ from a known set, and whether something is wrong.
+def _is_exact(known: KnownSet, image: Image) -> bool:
+    """Whether an image has the pixels of a known set: a pair under any number, a clean image under its own."""
+    if image.rainy:
+        return known.clean.get(known.originals.get(image.rainy)) == image.clean
+    return known.clean.get(image.number) == image.clean or image.clean in known.originals
 
-    names: the set's, or those of all sets with these clean sides. hits: the images that show what
-    the set shows under their number.
-    """
-    rainy = [image for image in hits if image.rainy and image.number in known.rainy]
-    other_clean = [image for image in hits if image.clean != known.clean[image.number]]
-    other_rainy = [image for image in rainy if image.rainy != known.rainy[image.number]]
-    numbers = {image.number for image in hits}
-    ids = {id(image) for image in hits}
+
+def _distance(known: KnownSet, images: Sequence[Image]) -> float:
+    """Return how far, in dB, the mean PSNR of the rainy images is from the set's; 0 where either is unknown."""
+    if known.input_psnr_y is None or not images[0].rainy:
+        return 0.0
+    return abs(float(np.mean([min(image.psnr_y, 100) for image in images])) - known.input_psnr_y)
+
+
+def _has_other_rain(known: KnownSet, images: Sequence[Image]) -> bool:
+    """Whether pairs, none of which is the set's, are more than its pairs cropped or encoded again."""
+    same_clean = all(i.clean == known.clean.get(i.number) and i.number in known.rainy for i in images if i.rainy)
+    complete = len(images) == len(known.photographs)
+    return bool(images[0].rainy) and (same_clean or (complete and _distance(known, images) > SAME_RAIN))
+
+
+def _label(known: KnownSet, names: str, images: Sequence[Image], exact: int) -> str:
+    """Return the label of an Identity. names: all sets that have these clean sides."""
+    paired, total, count = bool(images[0].rainy), len(known.photographs), len(images)
+    name, kind = known.name, "pairs" if paired else "images"
+    if not paired and images[0].clean in known.originals:
+        name = f"the rainy side of {name}"
+    elif not paired:
+        name = f"the clean side of {names}"
+    if exact == count:
+        moved = any(image.rainy != known.rainy.get(image.number) for image in images if paired)
+        whole = name if exact == total else f"{exact} of the {total} {kind} of {name}"
+        return f"{whole} under other numbers" if moved else whole
+    same_clean = all(image.clean == known.clean.get(image.number) for image in images)
+    if paired and same_clean and any(image.number not in known.rainy for image in images):
+        return f"clean images of {name} ({count} of {total}), rainy ones partly unknown"
+    if exact:
+        return f"{name} with changes, {exact} of {count} {kind} exact"
+    sizes = {(max(image.size), min(image.size)) for image in images}
+    text = f"{name} re-encoded"
+    if sizes != {SIZE}:
+        text = f"{name} cropped or scaled" + "".join(f" to {w}x{h}" for w, h in sizes if len(sizes) == 1)
+    return text if count == total else f"{text}, {count} {kind} (of {total})"
+
+
+def _differences(known: KnownSet, images: Sequence[Image], ours: Sequence[Image]) -> tuple[list[str], bool]:
+    """Return lines on how images differ from the set that they are, and whether only some do."""
+    ids, lines, wrong = {id(image) for image in ours}, [], False
     others = [image for image in images if id(image) not in ids]
-    missing = known.photographs.keys() - numbers
-
-    name = " and ".join(names) if images[0].rainy else f"clean side of {' and '.join(names)}"
-    kind = "pairs" if images[0].rainy else "images"
-    like = "like " if others or other_clean or other_rainy else ""
-    count = f"{len(numbers)} of {len(known.photographs)} {kind}, missing {ranges(missing)}"
-    lines = [f"{like}{name}: {count if missing else f'all {len(numbers)} {kind}'}"]
+    missing = known.photographs.keys() - {known.originals.get(image.rainy, image.number) for image in ours}
     if others:
-        lines.append(f"{len(others)} more that it has not, or not under these numbers: {listed(others)}")
-    lines.append(_pixels("clean images", hits, other_clean))
-    if rainy:
-        lines.append(_pixels("rainy images", rainy, other_rainy))
-    if images[0].rainy and len(rainy) < len(hits):
-        lines.append(
-            f"of {len(hits) - len(rainy)} rainy images of {known.name} no fingerprint is known{_by_rain(known, hits)}"
-        )
+        lines.append(f"{len(others)} other images, or under other numbers: {listed(others)}")
+    if missing and missing != known.photographs.keys():
+        lines.append(f"missing: {ranges(missing)}")
+    for side, originals in (("clean", known.clean), ("rainy", known.rainy)):
+        here = [image for image in ours if getattr(image, side) and image.number in originals]
+        other = [i for i in here if getattr(i, side) != originals[i.number] and not _is_exact(known, i)]
+        if len(other) == len(here) > 0:
+            lines.append(f"{side} images: none has the original's pixels")
+        elif other:
+            lines.append(
+                f"WRONG {side} images: {len(other)} of {len(here)} differ from the original's: {listed(other)}"
+            )
+            wrong = True
+    unknown = [i for i in ours if i.rainy and i.number not in known.rainy and not _is_exact(known, i)]
+    if unknown:
+        lines.append(f"rainy images: {len(unknown)} of {len(ours)} have no known fingerprint")
     if known.name == "RainTrainH":
-        leaking = {number for number in numbers if not is_strict(number)}
-        lines.append(f"strict rule: {len(numbers - leaking)} show no background of Rain100H and Rain100L")
-        if leaking:
-            lines.append(f"strict rule: {len(leaking)} do, and train_rain100H.py leaves them out: {ranges(leaking)}")
-    partly = any(0 < len(other) < len(side) for other, side in ((other_clean, hits), (other_rainy, rainy)))
-    return lines, partly
-
-
-def unknown(images: Sequence[Image], shown: Sequence[str | None]) -> list[str]:
-    """Return lines on images that are no known set: what they show, and known rainy images under other names."""
-    count, different = sum(map(bool, shown)), len(set(shown) - {None})
-    lines = ["none of the known sets under these numbers"]
-    if count:
-        lines.append(f"{count} of {len(images)} images show {different} of the 500 photographs of BSDS500")
-    owner = {pixels: known.name for known in known_sets().values() for pixels in known.rainy.values()}
-    renamed = Counter(owner[i.rainy or i.clean] for i in images if (i.rainy or i.clean) in owner)
-    lines += [f"{n} rainy images are {name}'s, under other names or without pairs" for name, n in renamed.items()]
-    return lines
-
-
-def _nearest_rain(candidates: Sequence[KnownSet], images: Sequence[Image]) -> KnownSet:
-    """Return the set, of those with equal clean sides, whose rain this is, or whose mean PSNR is nearest."""
-    mean = float(np.mean([min(image.psnr_y, 100) for image in images]))
-
-    def rank(known: KnownSet) -> tuple[int, float]:
-        same = sum(known.rainy.get(image.number) == image.rainy for image in images)
-        return same, -abs(mean - (known.input_psnr_y or mean))
-
-    return max(candidates, key=rank)
-
-
-def _pixels(what: str, images: Sequence[Image], other: Sequence[Image]) -> str:
-    if not other:
-        return f"{what}: all {len(images)} have the original's pixels"
-    if len(other) == len(images):
-        return f"{what}: none has the original's pixels: cropped, scaled, encoded again, or another version"
-    return f"WRONG {what}: {len(other)} of {len(images)} differ from the original's: {listed(other)}"
-
-
-def _by_rain(known: KnownSet, hits: Sequence[Image]) -> str:
-    if known.input_psnr_y is None or len(hits) < len(known.photographs):
-        return ""
-    mean = np.mean([image.psnr_y for image in hits])
-    verdict = "equal" if abs(mean - known.input_psnr_y) <= 0.01 else "another version"
-    return f"; mean PSNR_Y {mean:.2f} dB, published {known.input_psnr_y:.2f}: {verdict}"
+        leaking = {image.number for image in ours if image.number and not is_strict(image.number)}
+        lines.append(f"strict rule: {len(leaking)} show backgrounds of Rain100H and Rain100L")
+    return lines, wrong
 
 
 # ---------------------------------------------------------------- backgrounds
@@ -163,31 +191,20 @@ def _by_rain(known: KnownSet, hits: Sequence[Image]) -> str:
 def shared_with_tests(images: Sequence[Image], identity: Identity) -> list[str]:
     """Return lines on which backgrounds of the known test sets these images show, but for the set that they are."""
     shown, lines = set(identity.photographs), []
-    for names, their in ((("Rain100H", "Rain100L"), "their"), (("Rain12",), "its")):
-        if set(names) & set(identity.names):
-            continue
-        theirs = known_sets()[names[0]].photographs
-        found = [number for number, photograph in theirs.items() if photograph in shown]
-        count = f"{len(found)} of {their} {len(theirs)} backgrounds are here: {ranges(found)}"
-        lines.append(
-            f"{' and '.join(names)}: {count if found else f'none of {their} {len(theirs)} backgrounds is here'}"
-        )
+    for names in (("Rain100H", "Rain100L"), ("Rain12",)):
+        if identity.name not in names:
+            theirs = known_sets()[names[0]].photographs
+            found = [number for number, photograph in theirs.items() if photograph in shown]
+            numbers = f": {ranges(found)}" if found else ""
+            lines.append(f"{' and '.join(names)}: {len(found)} of {len(theirs)} backgrounds are here{numbers}")
     return lines
 
 
 def matching(images: Sequence[Image], others: Sequence[Image]) -> list[Image]:
-    """Return the images whose background is among the others': the same content, or an equal row or column of pixels.
-
-    The first finds copies that were changed, the second crops of any size along one side.
-    """
-    pixels, lines = {image.clean for image in others}, np.unique(np.concatenate([image.lines for image in others]))
-
-    def shares_lines(image: Image) -> bool:
-        places = np.searchsorted(lines, image.lines)
-        return bool((lines[np.minimum(places, len(lines) - 1)] == image.lines).any()) if len(lines) else False
-
+    """Return the images whose background, changed or not, is among the others'."""
+    pixels = {image.clean for image in others}
     matches = zip(images, first_match(_signs(images), _signs(others)), strict=True)
-    return [image for image, match in matches if match >= 0 or image.clean in pixels or shares_lines(image)]
+    return [image for image, match in matches if match >= 0 or image.clean in pixels]
 
 
 def count_backgrounds(images: Sequence[Image]) -> int:
@@ -200,28 +217,22 @@ def _signs(images: Sequence[Image]) -> np.ndarray:
     return np.array([image.signs for image in images])
 
 
-# ---------------------------------------------------------------- words
-
-
 def listed(images: Sequence[Image]) -> str:
     """Return images by their numbers, by their names if one has none."""
-    numbers = [image.number for image in images]
-    return joined([image.name for image in images]) if None in numbers else ranges(numbers)
+    numbers = [image.number for image in images if image.number is not None]
+    return ranges(numbers) if len(numbers) == len(images) else _joined([image.name for image in images])
 
 
 def ranges(numbers: Collection[int]) -> str:
-    """Return '1-8, 10 and 12' for 1, 2, ..., 8, 10, 12."""
+    """Return '1-8, 10, 12' for 1, 2, ..., 8, 10, 12."""
     runs: list[list[int]] = []
     for number in sorted(set(numbers)):
         if runs and number == runs[-1][1] + 1:
             runs[-1][1] = number
         else:
             runs.append([number, number])
-    return joined([str(first) if first == last else f"{first}-{last}" for first, last in runs])
+    return _joined([str(first) if first == last else f"{first}-{last}" for first, last in runs])
 
 
-def joined(items: Sequence[str]) -> str:
-    """Return 'a, b and c', or the first ones and dots."""
-    if len(items) > LISTED:
-        return f"{', '.join(items[:LISTED])}, ..."
-    return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]])) if items else "none"
+def _joined(items: Sequence[str]) -> str:
+    return ", ".join([*items[:LISTED], *(["..."] if len(items) > LISTED else [])])

@@ -1,4 +1,4 @@
-"""Finding the rainy and clean images of a data set, and pairing them by name, in every common layout."""
+"""Find the rainy and clean images of a data set and pair them by name, in every layout of datasets/README.md."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import dataclasses
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,17 +17,19 @@ from utils import IMAGE_SUFFIXES, InputError, read_rgb
 
 RAINY_FOLDERS = ("rainy", "rain", "input", "lq", "in", "data", "rainy_image", "rain_x2", "rainy_x2")
 CLEAN_FOLDERS = ("clean", "groundtruth", "ground_truth", "gt", "norain", "target", "label")
-LAYOUTS = (
-    "rainy/ with the clean images beside it or in clean/, groundtruth/ or norain/; rain/ + norain/; "
-    "input/ + target/; or rain-1.png + norain-1.png in one folder"
+FIX = (
+    "put the rainy images into rainy/ and the clean ones into clean/, under the same names (if each file shows both "
+    "side by side, cut it in two first); datasets/README.md lists the other layouts"
 )
-NESTING = 3  # levels of folders that hold nothing but the set
+NESTING = 3  # levels of folders to look through for the set
+SAMPLE = 3  # images per folder that are compared where several folders could be meant
 _PREFIX = re.compile(r"^(no-?)?rainy?([-_ ]|(?=[0-9])|$)", re.I)  # rain-1, norain-1, rain1, but not rainbow
 _RAINY, _CLEAN = re.compile(r"^rainy?([-_ ]|[0-9]|$)|[0-9]_rain$", re.I), re.compile(r"^no-?rain|[0-9]_clean$", re.I)
 _SUFFIX = re.compile(r"(?<=[0-9])(_rain|_clean|gt|_?x[0-9])$", re.I)  # 1_rain + 1_clean, 001 + 001gt, 001x2
+_COPY = re.compile(r"( ?\([0-9]+\)| - copy| copy)+$", re.I)  # what browsers and file managers add to a second copy
 
-# RainTrainH's image n shows BSD300 photograph (n - 1) mod 300, in string order. These 91 are
-# also the backgrounds of Rain100H and Rain100L, so the strict set leaves their 546 images out.
+# RainTrainH's image n shows BSD300 photograph (n - 1) mod 300, in string order. These 91 are also the backgrounds of
+# Rain100H and Rain100L, so the strict set leaves their 546 images out.
 RAINTRAINH_PAIRS, BSD300_PHOTOGRAPHS = 1800, 300
 RAIN100_BACKGROUNDS = frozenset({0, 9, *range(99, 188)})
 
@@ -67,100 +71,141 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(files, key=natural_order)
 
 
-def find_pairs(folder: Path) -> list[Pair]:
-    """Pair the rainy and clean images of a folder in any of the layouts in datasets/README.md.
+def find_pairs(folder: Path, log: Callable[[str], Any] = print) -> list[Pair]:
+    """Pair the rainy and clean images of a folder, in natural order of the rainy ones.
 
-    Names are paired by number (rain-001 with norain-1) or, without one, by the rest of the name; a clean image
-    may belong to several rainy ones (901_1, 901_2, ... with 901). The order is natural. Folders that hold nothing
-    but the set are looked through. Other images in the folder of a set are counted in a line.
+    Names are paired by number (rain-001 with norain-1) or, without one, by the rest of the name; a clean image may
+    belong to several rainy ones (901_1, 901_2, ... with 901). If the folder holds no images of a set itself, its
+    subfolders are searched. log: takes the line that says which images were left out.
 
-    Raises InputError for a missing folder, an unknown layout (UnknownLayout), an image without its
-    partner (both names are given), two images with one name, or two folders that could be meant.
+    Raises UnknownLayout if there is no set, or more than one, and InputError for a missing folder, an image without
+    its partner (naming both), two images with one name, or several folders that could be meant.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; see datasets/README.md for how to get the data sets")
-    found, inside = _sides(folder), [folder]
-    for _ in range(NESTING):
-        if found is None:
-            inside = [p for outer in inside for p in sorted(outer.iterdir()) if p.is_dir() and p.name[0] != "."]
-            holding = [sides for sides in map(_sides, inside) if sides]
-            found = holding[0] if len(holding) == 1 else None
-    if found is None:
-        raise UnknownLayout(f"{folder}: no rainy and clean images in a known layout ({LAYOUTS})")
-    rainy, clean, place = found
+        raise InputError(f"{folder}: no such folder; see datasets/README.md for where to get the data sets")
+    place, rainy, clean, left_out = _find_set(folder)
     rainy_by_key, clean_by_key = _by_key(rainy), _by_key(clean)
     pairs = []
     for key, path in rainy_by_key.items():
-        partner = next((k for k in _shortened(key) if k in clean_by_key), None)
+        original = rainy_by_key.get(_key(_COPY.sub("", path.stem)), path)
+        if original is not path and key not in clean_by_key:
+            raise InputError(f"{path}: looks like a second copy of {original.name}; remove it")
+        partner = _partner(key, clean_by_key)
         if partner is None:
-            raise InputError(f"{path}: its clean image {_partner_name(path, clean)} is not in {place}; add it")
+            wanted = clean[0].with_name(_partner_name(path, clean))
+            raise InputError(f"{path}: its clean image {wanted} is missing; add it or remove {path.name}")
         pairs.append(Pair(key, path, clean_by_key[partner]))
     paired = {pair.clean for pair in pairs}
     for path in clean:
         if path not in paired:
             wanted = rainy[0].with_name(_partner_name(path, rainy))
             raise InputError(f"{path}: its rainy image {wanted} is missing; add it or remove {path.name}")
+    if left_out:
+        log(f"{place}: {len(pairs)} pairs; left out: {', '.join(left_out)}")
     return pairs
 
 
-def _sides(folder: Path) -> tuple[list[Path], list[Path], Path] | None:
-    """Return a folder's rainy files, clean files, and the folder of the clean ones; None if the layout is unknown."""
-    children = {p.name.lower(): p for p in sorted(folder.iterdir()) if p.is_dir()}
+def _find_set(folder: Path) -> tuple[Path, list[Path], list[Path], list[str]]:
+    """Return the folder of the only set at or below a folder, its rainy and clean files, and what is left out."""
+    inside = [folder]
+    for _ in range(NESTING + 1):
+        found = [(place, *sides) for place in inside if (sides := _sides(place))]
+        if len(found) > 1:
+            names = ", ".join(str(place.relative_to(folder)) for place, *_ in found)
+            raise UnknownLayout(f"{folder}: holds {len(found)} data sets ({names}); give the path of one of them")
+        if found:
+            return found[0]
+        inside = [child for place in inside for child in _subfolders(place)]
+    raise UnknownLayout(f"{folder}: no rainy and clean images in a known layout; {FIX}")
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    """Return the folders in a folder, without hidden ones, in natural order."""
+    try:
+        return sorted((p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."), key=natural_order)
+    except OSError as error:
+        raise InputError(f"{folder}: the folder cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _sides(folder: Path) -> tuple[list[Path], list[Path], list[str]] | None:
+    """Return a folder's rainy files, its clean files and what is left out; None if it holds no set itself."""
+    children, here = {p.name.lower(): p for p in _subfolders(folder)}, list_images(folder)
     rainy, clean = (
-        [children[name] for name in names if name in children and list_images(children[name])]
+        [files for name in names if name in children and (files := list_images(children[name]))]
         for names in (RAINY_FOLDERS, CLEAN_FOLDERS)
     )
-    here = list_images(folder)
-    if rainy and clean:
-        rainy_folder, clean_folder = _by_content(rainy, clean)
-        return list_images(rainy_folder), list_images(clean_folder), clean_folder
-    if rainy and here:  # the clean images beside the folder, perhaps among others
-        return list_images(rainy[0]), [p for p in here if _CLEAN.search(p.stem)] or here, folder
-    clean_files = [p for p in here if _CLEAN.search(p.stem)]
-    rainy_files = [p for p in here if _RAINY.search(p.stem)]
-    others = sorted(set(here) - {*clean_files, *rainy_files})
-    if not (rainy_files and clean_files):
+    rainy_here, clean_here = ([p for p in here if pattern.search(p.stem)] for pattern in (_RAINY, _CLEAN))
+    if rainy and not (clean or clean_here):
+        clean_here = here  # clean images of any name beside the folder of rainy ones
+    candidates = [[files for files in side if files] for side in ([*rainy, rainy_here], [*clean, clean_here])]
+    if not all(candidates):
         return None
-    if others:
-        print(f"{folder}: {len(others)} other images left out, such as {others[0].name}")
-    return rainy_files, clean_files, folder
+    chosen = _choose(folder, *candidates)
+    folders = [f"{files[0].parent.name}/" for files in (*rainy, *clean) if files not in chosen]
+    others = Counter(re.sub("[0-9]+", "*", p.name) for p in here if not any(p in files for files in chosen))
+    return *chosen, folders + [f"{name} ({count})" for name, count in others.most_common(5)]
 
 
-def _by_content(rainy: Sequence[Path], clean: Sequence[Path]) -> tuple[Path, Path]:
-    """Choose among several folders by their first images: a rainy image is nowhere darker than its clean one.
+def _choose(folder: Path, rainy: list[list[Path]], clean: list[list[Path]]) -> tuple[list[Path], list[Path]]:
+    """Choose one group of rainy and one of clean files; copies count once, and no rainy image is darker than its clean.
 
     Raises InputError, naming the folders, if that does not leave exactly one of each.
     """
+    rainy, clean = _distinct(rainy), _distinct(clean)
     if len(rainy) == len(clean) == 1:
         return rainy[0], clean[0]
-    fitting = []
-    for r in rainy:
-        for c in clean:
-            try:
-                first, second = (read_rgb(list_images(folder)[0]) for folder in (r, c))
-            except InputError:
-                continue
-            if first.shape == second.shape and (first >= second).mean() > 0.999 and (first > second).any():
-                fitting.append((r, c))
+    fitting = [(r, c) for r in rainy for c in clean if _fit(r, c)]
     if len(fitting) != 1:
-        names = ", ".join(f"{p.name}/" for p in (*rainy, *clean))
-        raise InputError(
-            f"{rainy[0].parent}: {names} could all be meant; keep one folder of rainy and one of clean images"
-        )
+        names = ", ".join(f[0].name if f[0].parent == folder else f"{f[0].parent.name}/" for f in (*rainy, *clean))
+        raise InputError(f"{folder}: {names} could all be meant; keep one folder of rainy and one of clean images")
     return fitting[0]
+
+
+def _distinct(groups: list[list[Path]]) -> list[list[Path]]:
+    """Return groups of files without those whose first images have the pixels of an earlier group's."""
+    if len(groups) == 1:
+        return groups
+    by_pixels: dict[tuple, list[Path]] = {}
+    for files in groups:
+        images = [_read(path) for path in files[:SAMPLE]]
+        pixels = tuple(path if x is None else (x.shape, x.tobytes()) for path, x in zip(files, images, strict=False))
+        by_pixels.setdefault((len(files), *pixels), files)
+    return list(by_pixels.values())
+
+
+def _fit(rainy: list[Path], clean: list[Path]) -> bool:
+    """Whether the first images of a group are those of another under rain: brighter somewhere, and nowhere darker."""
+    by_key = {name_key(path): path for path in clean}
+    partners = [(path, by_key[key]) for path in rainy[:SAMPLE] if (key := _partner(name_key(path), by_key)) is not None]
+    images = [(_read(r), _read(c)) for r, c in partners]
+    return bool(images) and all(
+        r is not None and c is not None and r.shape == c.shape and (r >= c).mean() > 0.999 and (r > c).any()
+        for r, c in images
+    )
+
+
+def _read(path: Path) -> np.ndarray | None:
+    try:
+        return read_rgb(path)
+    except InputError:
+        return None
 
 
 def name_key(path: Path) -> str:
     """Return what the names of a pair share: the number without leading zeros, or the name without rain- or norain-."""
-    rest = _SUFFIX.sub("", _PREFIX.sub("", unicodedata.normalize("NFC", path.stem)))
+    return _key(path.stem)
+
+
+def _key(stem: str) -> str:
+    rest = _SUFFIX.sub("", _PREFIX.sub("", unicodedata.normalize("NFC", stem)))
     return str(int(rest)) if rest.isdigit() and rest.isascii() else rest
 
 
-def _shortened(key: str) -> list[str]:
-    """Return a rainy image's key and what it may be called among the clean ones: 901_2 -> 901_2, 901."""
+def _partner(key: str, clean_keys: Collection[str]) -> str | None:
+    """Return the clean key that belongs to a rainy one: 901_2 if there is one, otherwise 901."""
     parts = key.split("_")
     names = ["_".join(parts[:n]) for n in range(len(parts), 0, -1)]
-    return names + [str(int(n)) for n in names if n.isdigit() and n.isascii()]
+    return next((k for name in names for k in (name, _key(name)) if k in clean_keys), None)
 
 
 def _by_key(paths: Sequence[Path]) -> dict[str, Path]:
@@ -174,8 +219,10 @@ def _by_key(paths: Sequence[Path]) -> dict[str, Path]:
 
 def _partner_name(path: Path, others: Sequence[Path]) -> str:
     """Return the name that a missing partner would have, judging by how its neighbours are named."""
-    match = _PREFIX.match(others[0].stem) if others else None
-    return (match.group() if match else "") + _PREFIX.sub("", path.stem) + path.suffix
+    like = others[0].stem
+    prefix, suffix = _PREFIX.match(like), _SUFFIX.search(like)
+    middle = _SUFFIX.sub("", _PREFIX.sub("", path.stem))
+    return (prefix.group() if prefix else "") + middle + (suffix.group() if suffix else "") + others[0].suffix
 
 
 def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
@@ -205,10 +252,11 @@ def find_rainy(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise InputError(f"{path}: no such image, video or folder; check its spelling")
-    images = list_images(path)
+    images, lines = list_images(path), list[str]()
     try:
-        pairs = find_pairs(path)
+        pairs = find_pairs(path, lines.append)
         if set(images) <= {file for pair in pairs for file in (pair.rainy, pair.clean)}:
+            print(*lines, sep="\n", end="\n" if lines else "")
             return [pair.rainy for pair in pairs]
     except InputError:
         pass  # no data set: nothing in it is left out because of its name

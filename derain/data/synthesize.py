@@ -3,17 +3,17 @@
     python -m derain.data.synthesize --rain heavy --out datasets/test/my_heavy
     python -m derain.data.synthesize --rain light --photos my_photos --layers 6 --out datasets/train/my_light
 
-Without --photos it takes colour photographs that scikit-image ships (no download). The rain is
-one grey layer added to the photograph and clipped, as in RainTrainH/L, Rain100H/L and Rain12;
-its streaks' density, brightness, length and direction were fitted to those sets' statistics.
-Scores on such images say how well a model works here, and are never scores on Rain100H,
-Rain100L or Rain12. Every folder made here says so in its synthetic.json.
+Without --photos it takes colour photographs that scikit-image ships (no download). The rain is one grey layer, added to
+the photograph and clipped, as in RainTrainH/L, Rain100H/L and Rain12; density, brightness, length and direction of the
+streaks were fitted to those sets. Scores on such images tell whether a model works; they are not scores on Rain100H,
+Rain100L or Rain12. Every folder made here is marked by its synthetic.json.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -28,18 +28,19 @@ from derain.data.pairs import list_images
 from DerainDataset import SYNTHETIC_MARKER
 from utils import DecodedImage, InputError, read_rgb, write_image, write_json
 
-VERSION = 1  # of the generator: raised whenever the same seed gives other images
-MARGIN = 64  # pixels around the image from which streaks reach in
+VERSION = 1  # of the generator: raise it when the same seed gives other images
+MARGIN = 64  # pixels around the image where streaks that reach into it may begin
+OWN_FILES = re.compile(r"rainy|norain-[0-9]+\.png|synthetic\.json")  # in a synthetic set
 STAND_IN_LAYERS, STAND_IN_SEED = 3, 0
-STAND_IN_SIZE = (321, 481)  # height, width at most: the size of the sets it stands in for
+STAND_IN_SIZE = (321, 481)  # largest height and width, those of the sets it stands in for
 
 
 @dataclasses.dataclass(frozen=True)
 class Rain:
-    """How one kind of rain is drawn. Grey levels are of 255, lengths pixels, angles degrees (90 is vertical).
+    """How one kind of rain is drawn. Brightness is in grey levels of 255, lengths in pixels, angles in degrees.
 
-    A layer is a Poisson field of impulses, drawn out along one direction. Its density per pixel is
-    10^N(density), an impulse's height 10^N(height) * exp(spread * N(0, 1)) grey levels.
+    A layer is a Poisson field of impulses, each drawn out along one direction (90 is vertical). Its density per pixel
+    is 10^N(density), an impulse's height 10^N(height) * exp(spread * N(0, 1)) grey levels.
     """
 
     density: tuple[float, float]  # mean and deviation of the exponent, per image
@@ -47,13 +48,13 @@ class Rain:
     height: tuple[float, float]  # mean and deviation of the exponent, per image
     height_limits: tuple[float, float]
     spread: float  # of heights within an image
-    length: float  # least length; an image's is up to 30 more
-    width: tuple[float, float]  # least width (sigma across), and how much more it may be
-    decay: float  # least decay along the streak; an image's is up to twice that
-    threshold: float  # grey levels taken off: what stays below is no rain
+    length: float  # smallest length; an image's is up to 30 more
+    width: tuple[float, float]  # smallest width (sigma across), and how much more it may be
+    decay: float  # smallest decay along the streak; an image's is up to twice that
+    threshold: float  # grey levels to subtract; what falls below 0 is no rain
     cap: float  # soft limit of a layer's brightness
-    direction: tuple[float, float, float, float]  # uniform: low, high; or normal and clipped: with mean, deviation
-    directions: tuple[float, ...]  # probability of 1, 2, ... directions in one image
+    direction: tuple[float, float, float, float]  # low, high, mean, deviation; uniform if the deviation is 0
+    directions: tuple[float, ...]  # probabilities of 1, 2, ... directions in one image
 
 
 # Fitted to 100 light and 49 heavy layers of the real sets.
@@ -92,8 +93,8 @@ KINDS = {
 def rain_layer(height: int, width: int, kind: str, random: np.random.RandomState) -> np.ndarray:
     """Draw a layer of rain: (height, width) float64, grey levels to add, at least 0.
 
-    kind: 'light' or 'heavy'. A RandomState, because its stream of numbers is the same in every
-    version of NumPy: a seed names one set of images, everywhere.
+    kind: 'light' or 'heavy'. random: a RandomState, because its numbers are the same in every version of NumPy, so that
+    a seed gives the same images everywhere.
     """
     rain = KINDS[kind]
     low, high, mean, deviation = rain.direction
@@ -118,7 +119,7 @@ def rain_layer(height: int, width: int, kind: str, random: np.random.RandomState
 
 
 def streak(angle: float, length: float, sigma: float, decay: float) -> np.ndarray:
-    """The image of one drop of height 1: fading along its direction, Gaussian across; odd square, float64."""
+    """Return the streak of one drop of height 1, fading along its direction, Gaussian across: odd square, float64."""
     reach = int(np.ceil(length / 2)) + 1
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1].astype(np.float64)
     cosine, sine = np.cos(np.radians(angle)), np.sin(np.radians(angle))
@@ -128,12 +129,12 @@ def streak(angle: float, length: float, sigma: float, decay: float) -> np.ndarra
 
 
 def add_rain(clean: np.ndarray, layer: np.ndarray) -> np.ndarray:
-    """clean (H, W, 3) uint8 + layer (H, W) grey levels -> rainy (H, W, 3) uint8, clipped at 255."""
+    """Add a layer (H, W) of grey levels to a clean image (H, W, 3) uint8: rainy (H, W, 3) uint8, clipped at 255."""
     return np.clip(np.round(clean + layer[..., None]), 0, 255).astype(np.uint8)
 
 
 def free_photographs(use: str) -> dict[str, np.ndarray]:
-    """scikit-image's own colour photographs, (H, W, 3) uint8 RGB; those for 'train' and 'test' are different ones."""
+    """Return scikit-image's own colour photographs, (H, W, 3) uint8 RGB; 'train' and 'test' have none in common."""
     if use == "test":
         names = ("astronaut", "chelsea", "coffee", "rocket")
         return {name: getattr(skimage.data, name)() for name in names}
@@ -141,16 +142,16 @@ def free_photographs(use: str) -> dict[str, np.ndarray]:
 
 
 def write_set(out: Path, photographs: Iterable[tuple[str, np.ndarray]], kind: str, layers: int, seed: int) -> int:
-    """Write out/rainy/rain-001.png, out/norain-001.png, ... and the marker; returns the number of pairs.
+    """Write out/rainy/rain-001.png, out/norain-001.png, ... and the marker. Returns the number of pairs.
 
-    `out` appears only when it is complete. Raises InputError if `out` exists and was not made here.
+    The folder appears only when it is complete, in place of an earlier synthetic set. Raises InputError if it exists
+    and is no synthetic set.
     """
-    if out.exists() and not (out / SYNTHETIC_MARKER).is_file():
-        raise InputError(f"{out}: exists and is no synthetic set; choose another folder")
+    foreign = [p.name for p in out.iterdir() if not OWN_FILES.fullmatch(p.name)] if out.is_dir() else [out.name]
+    if out.exists() and (foreign or not (out / SYNTHETIC_MARKER).is_file()):
+        raise InputError(f"{out}: exists and is no synthetic set, or holds other files too; choose another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
-    replaces = out.exists()
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    old = temporary.with_suffix(".old")
     try:
         random, number, names = np.random.RandomState(seed % 2**32), 0, []
         for name, clean in photographs:
@@ -166,21 +167,16 @@ def write_set(out: Path, photographs: Iterable[tuple[str, np.ndarray]], kind: st
         content = {"kind": kind, "seed": seed, "layers": layers, "photographs": names, "pairs": number}
         write_json(temporary / SYNTHETIC_MARKER, {"synthetic": True, "generator": VERSION, **content})
         temporary.chmod(0o755)
-        if replaces:
-            out.rename(old)
-        try:
-            temporary.rename(out)
-        except OSError as error:  # somebody made it meanwhile: theirs stays, and serves if it is such a set
-            if not (out / SYNTHETIC_MARKER).is_file():
-                raise InputError(f"{out}: was made by somebody else meanwhile; choose another folder") from error
+        if out.exists():
+            shutil.rmtree(out)
+        temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
     return number
 
 
 def synthetic_label(folder: Path) -> str | None:
-    """What to call a folder's images if it or one of the two above were made here: 'synthetic heavy rain'."""
+    """Return 'synthetic heavy rain' or the like if a folder, or one of the two above it, was made here."""
     for place in (folder, *folder.resolve().parents[:2]):
         try:
             content = json.loads((place / SYNTHETIC_MARKER).read_text())
@@ -191,17 +187,17 @@ def synthetic_label(folder: Path) -> str | None:
 
 
 def stand_in(kind: str, root: Path = Path("datasets/test")) -> Path:
-    """The stand-in test set of a kind of rain, made now if it is not there: 12 pairs, about 5 s."""
+    """Return the stand-in test set of a kind of rain, 12 pairs; make it, in about 5 s, if it is not there."""
     out = root / f"synthetic_{kind}"
-    photographs = free_photographs("test")
     wanted = {"generator": VERSION, "seed": STAND_IN_SEED, "layers": STAND_IN_LAYERS, "kind": kind}
     try:
         found = json.loads((out / SYNTHETIC_MARKER).read_text())
-    except (OSError, ValueError):
-        found = {}
-    if {key: found.get(key) for key in wanted} != wanted:
-        cropped = [(name, _centre(photograph, *STAND_IN_SIZE)) for name, photograph in photographs.items()]
-        write_set(out, cropped, kind, STAND_IN_LAYERS, STAND_IN_SEED)
+        current = {key: found[key] for key in wanted} == wanted
+    except (OSError, ValueError, KeyError, TypeError):
+        current = False
+    if not current:
+        photographs = [(name, _centre(image, *STAND_IN_SIZE)) for name, image in free_photographs("test").items()]
+        write_set(out, photographs, kind, STAND_IN_LAYERS, STAND_IN_SEED)
     return out
 
 
@@ -216,8 +212,8 @@ class Settings:
 
     rain: str = setting("heavy", "kind of rain", tuple(KINDS))
     out: Path = setting(Path("datasets/train/synthetic"), "folder to write")
-    photos: Path | None = setting(None, "folder of clean photographs (default: some that scikit-image ships)")
-    use: str = setting("train", "which of scikit-image's photographs", ("train", "test"))
+    photos: Path | None = setting(None, "folder of clean photographs (default: those that scikit-image ships)")
+    use: str = setting("train", "which of scikit-image's photographs to take", ("train", "test"))
     layers: int = setting(6, "rainy images per photograph")
     seed: int = setting(0, "seed of the rain")
 
