@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from derain.cli import run_script
+
 Scores = tuple[float, float]  # PSNR (dB) and SSIM
 
 
@@ -82,5 +84,10 @@ def known_scores() -> list[str]:
     return lines
 
 
+@dataclass(frozen=True)
+class Settings:
+    """The command line, which has no settings."""
+
+
 if __name__ == "__main__":
-    print("\n".join(known_scores()))
+    run_script(lambda _settings: print("\n".join(known_scores())), Settings(), __doc__)
