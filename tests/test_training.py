@@ -545,11 +545,16 @@ def test_a_network_of_ones_own_trains_validates_and_resumes(
     settings: TrainSettings, tmp_path: Path, options: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = options | {"validation": 1, "max_steps": 12}
-    whole = train(settings, OwnNetwork(), **options, save_path=tmp_path / "whole")
+
+    def build() -> OwnNetwork:
+        torch.manual_seed(0)
+        return OwnNetwork()
+
+    whole = train(settings, build(), **options, save_path=tmp_path / "whole")
     with monkeypatch.context() as patch:
         interrupt_at(patch, 5)
-        train(settings, OwnNetwork(), **options)
-    assert same(train(settings, OwnNetwork(), **options), whole)
+        train(settings, build(), **options)
+    assert same(train(settings, build(), **options), whole)
     OwnNetwork().load_state_dict(whole)
 
 
