@@ -13,15 +13,15 @@ import csv
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from derain.cli import run_script, setting
 from derain.results import METRICS, cells, identical, means
-from derain.test_sets import DARGNET, PUBLISHED
+from derain.test_sets import DARGNET, PUBLISHED, TEST_SETS
 from utils import InputError
 
 
@@ -60,7 +60,9 @@ def read_run(folder: Path) -> Run:
         rows = {line["image"]: {column: float(line[column]) for column in columns} for line in lines}
         pixels = {line["image"]: (line.get("rainy_pixels", ""), line.get("clean_pixels", "")) for line in lines}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder}: no results of a test script ({error}); name a --save_path of one") from error
+        raise InputError(
+            f"{folder}: holds no results of a test script ({error}); name a folder that one wrote to"
+        ) from error
     if not protocol:
         raise InputError(f"{folder}: has no scores: its images have no clean ones to measure against; name another")
     return Run(folder.name, data_set, protocol, rows, pixels)
@@ -72,29 +74,36 @@ def named_folder(text: str) -> tuple[str | None, Path]:
     return (name, Path(folder)) if equals and not Path(text).exists() else (None, Path(text))
 
 
-def same_images(folders: Sequence[Path], runs: Sequence[Run]) -> list[str]:
-    """Return the images that all runs measured, with the same pixels, and say in a line which were left out.
+def same_images(folders: Sequence[Path], runs: Sequence[Run], remark: str = "") -> list[str]:
+    """Return the names of the images that all runs measured with the same pixels; print the names of the others.
 
-    Raises InputError if there are none, or if protocols differ.
+    remark: what begins a printed line, so that LaTeX skips it.
+
+    Raises InputError, naming the folder, if protocols differ, or if a run shares no image with the runs before it.
+    Without pixel hashes, names stand for images within one data set, and a line says that they are not checked.
     """
-    first = runs[0]
-    shared = list(first.rows)
-    for folder, run in zip(folders, runs, strict=True):
+    first, shared = runs[0], list(runs[0].rows)
+    hashed = [any(map(any, run.pixels.values())) for run in runs]
+    for folder, run, known in zip(folders, runs, hashed, strict=True):
         if run.protocol != first.protocol:
-            raise InputError(f"{folder}: measured under another protocol than {folders[0]}; run the test again")
-        if not any(map(any, run.pixels.values())):
-            print(f"{folder}: has no pixel hashes (an older test): whether its images are the same is not checked")
-        shared = [
-            image
-            for image in shared
-            if image in run.rows and (run.pixels[image] == first.pixels[image] or not any(run.pixels[image]))
-        ]
-    left_out = sorted({image for run in runs for image in run.rows} - set(shared))
-    if not shared:
-        raise InputError(f"{folders[-1]}: no image has the pixels of {folders[0]}'s; only results on the same compare")
-    if left_out:
-        more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
-        print(f"left out, not the same in all: {', '.join(left_out[:5])}{more}")
+            raise InputError(f"{folder}: measured under another protocol than {folders[0]}; compare it with its like")
+        checked = known and hashed[0]
+        if not checked and run.data_set != first.data_set:
+            raise InputError(
+                f"{folder}: has {run.data_set}, but {folders[0]} {first.data_set}; compare the same images"
+            )
+        if not known:
+            print(
+                f"{remark}{folder}: has no pixel hashes (an older test), so nothing shows that its images are the same"
+            )
+        shared = [i for i in shared if i in run.rows and (not checked or run.pixels[i] == first.pixels[i])]
+        if not shared:
+            raise InputError(
+                f"{folder}: has no image with the same name and pixels as {folders[0]}; nothing to compare"
+            )
+    for folder, run in zip(folders, runs, strict=True):
+        if left_out := sorted(set(run.rows) - set(shared)):
+            print(f"{remark}{folder}: left out, not the same image in all: {', '.join(left_out)}")
     return shared
 
 
@@ -103,30 +112,30 @@ def compare(settings: Settings) -> None:
     named = [named_folder(text) for text in settings.results]
     folders = [folder for _, folder in named]
     runs = [read_run(folder) for folder in folders]
-    images, first = same_images(folders, runs), runs[0]
+    remark = "% " if settings.format == "latex" else ""
+    images, first = same_images(folders, runs, remark), runs[0]
     names = [run.name for run in runs]
     if len(set(names)) < len(names):  # results/a/Rain100L and results/b/Rain100L
         names = [str(folder) for folder in folders]
     names = [given or name for (given, _), name in zip(named, names, strict=True)]
 
-    whole = len(images) == len(first.rows) and len({run.data_set for run in runs}) == 1
-    remark = "% " if settings.format == "latex" else ""
     print(f"{remark}{first.data_set}, {len(images)} images. {first.protocol}\n")
     rows = [[run.rows[image] for image in images] for run in runs]
     lines = [["rainy input", *cells(means(rows[0], "input_"))]]
     lines += [[name, *cells(means(run))] for name, run in zip(names, rows, strict=True)]
-    lines += published(first.data_set) if whole else []
+    if first.data_set in TEST_SETS and len(images) == TEST_SETS[first.data_set].pairs:  # the whole set
+        lines += published(first.data_set)
     print(table(["", "PSNR_Y", "SSIM_Y", "PSNR_RGB", "SSIM_RGB"], lines, settings.format))
     for name, run in zip(names, rows, strict=True):
         if count := identical(run):
-            print(f"{remark}{name}: {count} images are identical to the clean ones; PSNR is the mean over the others")
+            rest = "; PSNR is the mean over the others" if count < len(run) else ""
+            print(f"{remark}{name}: {count} of {len(run)} images are identical to the clean ones{rest}")
 
     lines = []
     for name, run in zip(names[1:], rows[1:], strict=True):
         for metric, digits in (("psnr_y", 3), ("ssim_y", 5)):
-            lines.append(
-                [name, metric.upper(), *verdict([r[metric] for r in run], [r[metric] for r in rows[0]], digits)]
-            )
+            scores, others = ([row[metric] for row in of] for of in (run, rows[0]))
+            lines.append([name, metric.upper(), *verdict(scores, others, digits)])
     if lines:
         print(f"\n{remark}Mean difference from {names[0]}, image by image, and the standard error of that mean\n")
         print(table(["", "", "difference", "standard error", "images won", "verdict"], lines, settings.format))
@@ -143,42 +152,33 @@ def published(data_set: str) -> list[list[str]]:
 
 
 def verdict(scores: Sequence[float], others: Sequence[float], digits: int) -> list[str]:
-    """Return mean difference, its standard error, how many images are better, and whether that is beyond two errors.
+    """Return the mean difference, its standard error, how many images are better, and what that amounts to.
 
-    Images whose difference is not finite (one of the two is identical to the clean image) count as won or lost only.
+    'better' and 'worse' are beyond two standard errors, 'chance' is within, '-' has no standard error. Images of
+    which one output is identical to the clean image differ infinitely: they count as won or lost, not in the mean.
     """
     pairs = list(zip(scores, others, strict=True))
-    won, lost = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+    won = f"{sum(a > b for a, b in pairs)} of {len(pairs)}"
+    if all(a == b for a, b in pairs):
+        return [f"{0:+.{digits}f}", "-", won, "equal"]
     difference = np.array([a - b for a, b in pairs if math.isfinite(a) and math.isfinite(b)])
-    count = len(difference)
-    if not (won or lost):
-        return [f"{0:+.{digits}f}", "-", f"0 of {len(pairs)}", "equal"]
-    mean = float(np.mean(difference)) if count else math.inf * (1 if won >= lost else -1)
-    error = float(np.std(difference, ddof=1)) / math.sqrt(count) if count > 1 else math.inf
+    if len(difference) < 2:
+        return [f"{difference[0]:+.{digits}f}" if len(difference) else "-", "-", won, "-"]
+    mean, error = float(difference.mean()), float(difference.std(ddof=1)) / math.sqrt(len(difference))
     said = "chance" if abs(mean) <= 2 * error else "better" if mean > 0 else "worse"
-    return [f"{mean:+.{digits}f}", "-" if math.isinf(error) else f"{error:.{digits}f}", f"{won} of {len(pairs)}", said]
+    return [f"{mean:+.{digits}f}", f"{error:.{digits}f}", won, said]
 
 
-def table(head: Sequence[str], lines: Sequence[Sequence[Any]], kind: str) -> str:
+def table(head: Sequence[str], lines: Sequence[Sequence[str]], kind: str) -> str:
     """Return a Markdown or LaTeX (booktabs) table."""
     if kind == "markdown":
-        cells_of = [list(head), ["---"] * len(head), *lines]
-        return "\n".join("| " + " | ".join(row) + " |" for row in cells_of)
-    rows: list[str] = [
-        " & ".join(cell.replace("_", r"\_").replace("%", r"\%") for cell in row) + r" \\" for row in (head, *lines)
-    ]
-    columns = "l" + "r" * (len(head) - 1)
-    return "\n".join(
-        [
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            rows[0],
-            r"\midrule",
-            *rows[1:],
-            r"\bottomrule",
-            r"\end{tabular}",
-        ]
+        return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *lines))
+    first, *rest = (
+        " & ".join(re.sub(r"([_%&#$])", r"\\\1", cell) for cell in line) + r" \\" for line in (head, *lines)
     )
+    columns = "l" + "r" * (len(head) - 1)
+    begin, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
+    return "\n".join([begin, r"\toprule", first, r"\midrule", *rest, r"\bottomrule", end])
 
 
 if __name__ == "__main__":
