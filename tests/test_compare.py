@@ -28,6 +28,7 @@ def results(
     protocol: str | None = PROTOCOL,
     first: int = 1,
     pixels: str = "a",
+    clean_pixels: str = "clean",
 ) -> Path:
     """A results folder as a test script leaves it; `pixels` stand for the hashes of all its images."""
     rows = []
@@ -35,7 +36,7 @@ def results(
         row = {"data_set": data_set, "image": f"rain-{first + i:03d}.png"}
         if protocol:
             row |= dict.fromkeys(METRICS, 0.9) | {"psnr_y": value} | {f"input_{m}": 0.5 for m in METRICS}
-            row |= {"rainy_pixels": f"{pixels}{i}", "clean_pixels": pixels} if pixels else {}
+            row |= {"rainy_pixels": f"{pixels}{i}", "clean_pixels": clean_pixels} if pixels else {}
         rows.append(row)
     write_results(folder, rows, {"data_set": {"name": data_set}, "protocol": protocol})
     return folder
@@ -58,7 +59,11 @@ def test_what_is_chance_and_what_is_not(tmp_path: Path, capsys: pytest.CaptureFi
 def test_published_scores_stand_beside_the_data_set_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compare.compare(compare.Settings(results=(str(results(tmp_path / "a", np.array([30.0, 31.0] * 50))),)))
     shown = capsys.readouterr().out
+    assert "| rainy input | 0.500 | 0.5000 | 0.500 | 0.5000 |" in shown
     assert "| a | 30.500 | 0.9000 |" in shown
+    known = [float(line.split("|")[2]) for line in shown.splitlines() if "(published" in line or "(measured" in line]
+    assert len(known) == 10
+    assert known == sorted(known)
     assert "| PReNet (published with PReNet (CVPR 2019)) | 37.48 | 0.979 |" in shown
     assert "| DARGNet, released images (measured here from the images that the authors released) | 37.71 |" in shown
     assert PROTOCOL in shown
@@ -85,6 +90,7 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     others = {
         "missing": tmp_path / "nowhere",
         "other images": results(tmp_path / "images", np.array([30.0, 31.0]), first=2),
+        "other clean pixels": results(tmp_path / "clean", np.array([30.0, 31.0]), clean_pixels="b"),
         "other pixels": results(tmp_path / "pixels", np.array([30.0, 31.0]), pixels="b"),
         "other set, unchecked": results(tmp_path / "set", np.array([30.0, 31.0]), data_set="Rain12", pixels=""),
         "other protocol": results(tmp_path / "protocol", np.array([30.0, 31.0]), protocol="full-range Y"),
