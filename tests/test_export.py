@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
+from torch import Tensor
 
 from derain import export
-from networks import DARGNet, load_network
+from networks import DARGNet, DualAttention, load_network
 from utils import InputError
 
 
@@ -66,33 +68,67 @@ def test_hub_takes_a_file_and_refuses_nonsense(weights: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", [".onnx"])
-def test_exported_networks_give_the_same_images(
-    weights: Path, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("edited", [False, True])
+def test_the_exported_file_gives_the_same_images(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], edited: bool
 ) -> None:
-    """The command checks three sizes itself; here the check is checked, and nothing but the file is left."""
-    if suffix == ".onnx":
-        for package in ("onnx", "onnxruntime", "onnxscript"):
-            pytest.importorskip(package, reason="an extra requirement")
-    out = tmp_path / "out" / f"dargnet{suffix}"
+    """Run by ONNX Runtime itself, on an image of another size than export's example; nothing else is left behind."""
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package, reason="an extra requirement")
+    runtime = pytest.importorskip("onnxruntime", reason="an extra requirement")
+    if edited:
+        monkeypatch.setattr(DualAttention, "forward", lambda self, x: x + self.spatial(x))
+    out = tmp_path / "out" / "dargnet.onnx"
     export.export(export.Settings(logdir=weights, out=out))
     assert "on 3 sizes" in capsys.readouterr().out
     assert [path.name for path in out.parent.iterdir()] == [out.name]
+    session = runtime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    rainy = torch.rand(3, 3, 21, 38, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = load_network(weights)(rainy)
+    assert expected.std() > 100 * export.TOLERANCE  # so that a constant image would be noticed
+    (found,) = session.run(["derained"], {"rainy": rainy.numpy()})
+    assert (torch.from_numpy(found) - expected).abs().max() < export.TOLERANCE
 
 
-def test_a_wrong_export_is_not_kept(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "export_onnx", lambda network, path: lambda rainy: network(rainy) + 1e-3)
-    with pytest.raises(InputError, match=r"differs from the network by 1\.0e-03"):
-        export.export(export.Settings(logdir=weights, out=tmp_path / "out/dargnet.onnx"))
-    assert list((tmp_path / "out").iterdir()) == []
+@pytest.mark.parametrize("suffix", [".onnx", ".safetensors"])
+@pytest.mark.parametrize(("error", "said"), [(1e-3, "1.0e-03"), (float("nan"), "nan")])
+def test_a_wrong_export_is_not_kept(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, error: float, said: str
+) -> None:
+    """Wrong on one of the three sizes is enough."""
+
+    def write(network: DARGNet, path: Path) -> Callable[[Tensor], Tensor]:
+        return lambda rainy: network(rainy) + (error if len(rainy) == 2 else 0)
+
+    monkeypatch.setattr(export, f"export_{suffix[1:]}", write)
+    out = tmp_path / "out" / f"dargnet{suffix}"
+    out.parent.mkdir()
+    out.write_bytes(b"older")
+    with pytest.raises(InputError, match=rf"dargnet{suffix}: differs from the network by {said}"):
+        export.export(export.Settings(logdir=weights, out=out))
+    assert [path.read_bytes() for path in out.parent.iterdir()] == [b"older"]
 
 
-def test_safetensors(weights: Path, tmp_path: Path) -> None:
+def test_safetensors(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     safetensors = pytest.importorskip("safetensors.torch", reason="an extra requirement")
     export.export(export.Settings(logdir=weights, out=tmp_path / "net.safetensors"))
+    assert "at most 0.0e+00 from the network on 3 sizes" in capsys.readouterr().out
     found, expected = safetensors.load_file(tmp_path / "net.safetensors"), load_network(weights).state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_weights_that_safetensors_wrote_wrongly_are_noticed(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    safetensors = pytest.importorskip("safetensors.torch", reason="an extra requirement")
+    save = safetensors.save_file
+    doubled = lambda state, path: save({name: 2 * value for name, value in state.items()}, path)  # noqa: E731
+    monkeypatch.setattr(safetensors, "save_file", doubled)
+    with pytest.raises(InputError, match="differs from the network"):
+        export.export(export.Settings(logdir=weights, out=tmp_path / "net.safetensors"))
+    assert not (tmp_path / "net.safetensors").exists()
 
 
 def test_what_cannot_be_exported(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
