@@ -14,12 +14,13 @@ def dargnet(rain: str = "heavy", weights: str | None = None):
     FileNotFoundError if there is no such file.
     """
     import importlib.util
+    import sys
     from pathlib import Path
 
     folder = Path(__file__).resolve().parent
-    # By its path and under a name of its own, because the caller may have another module `networks`.
+    # By its path and under a private name, because the caller may have another module `networks`.
     spec = importlib.util.spec_from_file_location("dargnet_networks", folder / "networks.py")
-    networks = importlib.util.module_from_spec(spec)
+    networks = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # pickle looks there
     spec.loader.exec_module(networks)
 
     names = {"heavy": "Rain100H", "light": "Rain100L"}

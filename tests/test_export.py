@@ -42,9 +42,10 @@ def test_torch_hub_in_a_program_with_modules_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "networks.py").write_text("class PReNet: pass")
     (tmp_path / "utils.py").write_text("")
     (tmp_path / "main.py").write_text(f"""
-import networks, utils, torch
+import networks, utils, pickle, torch
 network = torch.hub.load({str(ROOT)!r}, "dargnet", source="local", rain="light")
 assert network(torch.zeros(1, 3, 9, 7)).shape == (1, 3, 9, 7)
+assert pickle.loads(pickle.dumps(network))(torch.zeros(1, 3, 9, 7)).shape == (1, 3, 9, 7)
 import networks, utils
 assert hasattr(networks, "PReNet")
 """)
