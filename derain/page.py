@@ -22,6 +22,7 @@ from utils import write_atomically
 TEMPLATE = Path(__file__).with_name("page.html")
 LONGEST_SIDE = 480  # pixels of an image on the page
 MOST_IMAGES = 200  # on one page, about 20 MB; of larger sets every n-th image is shown
+SCORES = {"psnr": "psnr_y", "input": "input_psnr_y", "ssim": "ssim_y"}  # name in page.html -> column; null: infinite
 Thumbnails = dict[str, str]  # rainy, derained, rain, and clean if there is one -> data URI
 
 
@@ -94,11 +95,9 @@ def write_page(
     items = []
     for row in rows:
         if row["image"] in small:
-            psnr = row.get("psnr_y")
-            gain = None if psnr is None else psnr - row["input_psnr_y"]
-            scores = {"psnr": psnr, "ssim": row.get("ssim_y"), "gain": gain}
-            rounded = {k: None if v is None or not np.isfinite(v) else round(v, 4) for k, v in scores.items()}
-            items.append({"name": row["image"], **rounded, **small[row["image"]]})
+            scores = {key: row[column] for key, column in SCORES.items() if column in row}
+            known = {key: round(value, 4) if np.isfinite(value) else None for key, value in scores.items()}
+            items.append({"name": row["image"], **known, **small[row["image"]]})
     left_out = len(rows) - len(items)
     if left_out:
         note += f" {len(items)} of {len(rows)} images are shown; results.csv has them all."

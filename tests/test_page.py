@@ -17,7 +17,6 @@ from urllib.parse import quote
 import cv2
 import numpy as np
 import pytest
-from conftest import scene
 from PIL import Image
 
 from derain import page
@@ -27,19 +26,38 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 NASTY = "</script><script>document.title='broken'</script>'\"&.png"
 
 
+COLOURS = {"rainy": (220, 30, 30), "derained": (30, 200, 30), "clean": (30, 30, 220)}
+RAINY, DERAINED, CLEAN = (np.full((40, 60, 3), colour, np.uint8) for colour in COLOURS.values())
+
+
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    """A page of four measured images, one with a name that would end the script."""
-    rows, pictures = [], {}
-    for i, name in enumerate(["rain-001.png", "rain-002.png", NASTY, "雨.png"]):
-        rainy, clean = scene(i, 40, 60)
-        gain = [3.0, -1.0, 9.0, 5.0][i]
+    """A page of six measured images: one with a name that would end the script, two without any error."""
+    rows, small = [], {}
+    names = ["rain-001.png", "rain-002.png", NASTY, "雨.png", "same.png", "dry.png"]
+    psnr = [(23.0, 20.0), (19.0, 20.0), (29.0, 20.0), (25.0, 20.0), (np.inf, 20.0), (np.inf, np.inf)]
+    for name, (output, rainy) in zip(names, psnr, strict=True):
         row = {"image": name} | dict.fromkeys(METRICS, 0.9) | {f"input_{m}": 0.5 for m in METRICS}
-        rows.append(row | {"psnr_y": 20 + gain, "input_psnr_y": 20.0})
-        pictures[name] = page.thumbnails(rainy, clean, clean)
-    lines = [("rainy input", dict.fromkeys(METRICS, 0.5)), ("this run", {"psnr_y": 24.0})]
-    page.write_page(tmp_path, "A <set>", "Note & more.", lines, rows, pictures)
+        rows.append(row | {"psnr_y": output, "input_psnr_y": rainy})
+        small[name] = page.thumbnails(RAINY, DERAINED, CLEAN)
+    lines = [("rainy input", dict.fromkeys(METRICS, 0.5)), ("this <run>", {"psnr_y": 24.0})]
+    page.write_page(tmp_path, "A <set>", "Note & more.", lines, rows, small)
     return tmp_path / "index.html"
+
+
+class Balanced(HTMLParser):
+    """Fail unless every element is closed, the innermost one first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "br", "input"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, self.getpos()
 
 
 def data_of(path: Path) -> list[dict]:
@@ -56,14 +74,15 @@ def test_the_page_needs_nothing_else(written: Path) -> None:
     assert "Note &amp; more." in text
     assert text.count("<rect") >= 4
     assert text.count("<script") == text.count("</script>") == 2
-
-    class Strict(HTMLParser):
-        depth = 0
-
-    Strict().feed(text)
+    assert "<tr><th>this &lt;run&gt;</th><td>24.000</td><td>-</td><td>-</td><td>-</td></tr>" in text
+    parser = Balanced()
+    parser.feed(text)
+    parser.close()
+    assert parser.open == []
     items = data_of(written)
     assert [item["name"] for item in items][2] == NASTY
-    assert items[1]["gain"] == -1
+    assert [(item["psnr"], item["input"]) for item in items[1:2] + items[4:]] == [(19, 20), (None, 20), (None, None)]
+    assert "4 images" in text  # the histogram holds the finite gains
     for kind in ("rainy", "derained", "clean", "rain"):
         head, encoded = items[0][kind].split(",")
         assert head == "data:image/jpeg;base64"
@@ -74,7 +93,7 @@ def test_thumbnails_are_small_and_the_rain_is_what_was_taken() -> None:
     rainy = np.full((1000, 2000, 3), 60_000, np.uint16)
     derained = np.full((1000, 2000, 3), 20_000, np.uint16)
     found = page.thumbnails(rainy, derained, None)
-    assert set(found) == {"rainy", "derained", "rain"}
+    assert list(found) == ["rainy", "derained", "rain"]
     data = base64.b64decode(found["rain"].split(",")[1])
     rain = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert rain.shape == (240, 480, 3)
@@ -110,9 +129,21 @@ addEventListener("load", () => setTimeout(() => {
     control.value = value;
     control.dispatchEvent(new Event("change"));
   };
+  const colour = image => {
+    const canvas = document.createElement("canvas"), context = canvas.getContext("2d");
+    context.drawImage(image, 0, 0);
+    return [...context.getImageData(30, 20, 1, 1).data].slice(0, 3);
+  };
   const result = { errors, title: document.title, before: names() };
+  const first = document.querySelector(".pair");
+  result.colours = [...first.querySelectorAll("img")].map(colour);
+  result.labels = [...first.querySelectorAll("span")].map(span => [span.className, span.textContent]);
+  result.captions = [...document.querySelectorAll("figcaption")].map(c => c.textContent);
   choose("order", "largest gain first");
   result.sorted = names();
+  choose("order", "lowest PSNR first");
+  result.lowest = names();
+  choose("order", "largest gain first");
   choose("right", "clean");
   result.right = document.querySelector("img.over").alt;
   const slider = document.querySelector("input[type=range]");
@@ -152,7 +183,13 @@ def test_in_a_browser_it_sorts_and_slides(written: Path, tmp_path: Path) -> None
     assert result["errors"] == []
     assert result["title"] == "A <set>"
     assert result["before"][:2] == ["rain-001.png", "rain-002.png"]
-    assert result["sorted"] == [NASTY, "雨.png", "rain-001.png", "rain-002.png"]
+    assert np.abs(np.array(result["colours"]) - [COLOURS["rainy"], COLOURS["derained"]]).max() < 12
+    assert result["labels"] == [["l", "rainy"], ["r", "derained"]]
+    assert result["captions"][0] == "rain-001.png: 23.00 dB (+3.00 dB), SSIM 0.9000"
+    assert result["captions"][1] == "rain-002.png: 19.00 dB (-1.00 dB), SSIM 0.9000"
+    assert result["captions"][4:] == [f"{name}: identical to the clean image" for name in ("same.png", "dry.png")]
+    assert result["sorted"] == ["same.png", NASTY, "雨.png", "rain-001.png", "dry.png", "rain-002.png"]
+    assert result["lowest"] == ["rain-002.png", "rain-001.png", "雨.png", NASTY, "same.png", "dry.png"]
     assert result["right"].endswith(", clean")
     assert result["at"] == "80%"
     assert result["passed_over"] == "80%"  # only with a button down, or a finger
@@ -165,11 +202,9 @@ def test_in_a_browser_it_sorts_and_slides(written: Path, tmp_path: Path) -> None
 
 def test_small_versions_keep_their_colours_and_their_places() -> None:
     """Red stays red (a swap of RGB and BGR would make it blue), and rainy is not shown as derained."""
-    colours = {"rainy": (220, 30, 30), "derained": (30, 200, 30), "clean": (30, 30, 220)}
-    images = {name: np.full((24, 32, 3), colour, np.uint8) for name, colour in colours.items()}
-    small = page.thumbnails(images["rainy"], images["derained"], images["clean"])
-    for name, colour in colours.items():
+    small = page.thumbnails(RAINY, DERAINED, CLEAN)
+    for name, colour in COLOURS.items():
         data = base64.b64decode(small[name].split(",")[1])
         with Image.open(io.BytesIO(data)) as image:
-            found = np.asarray(image.convert("RGB"))[12, 16].astype(int)
+            found = np.asarray(image.convert("RGB"))[20, 30].astype(int)
         assert np.abs(found - colour).max() < 12, name
