@@ -13,20 +13,21 @@ from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from derain.data.pairs import Pair, rainy_file
 from derain.results import OutputPaths, refuse_replacing
 from SSIM import WINDOW, luma, psnr_y, ssim_y
-from utils import InputError, read_rgb, write_atomically
+from utils import InputError, atomic_path, read_rgb
 
 NAME = "figure.png"
 MOST_ROWS = 50  # images of one figure: PNG readers open no larger ones
 SMALLEST, LARGEST = 240, 800  # pixels of a whole image's longer side; beyond these it is scaled
 NARROWEST = 240  # pixels of a column: room for its text
 LONGEST_TEXT = 160  # characters
+CAPITALS = 0.7  # height of Pillow's own font's capitals, as a part of its size
 RAIN_GAIN = 2  # light rain is hard to see as it is
 FRAME, RED, GREY, BLACK = 3, (225, 30, 30), (100, 100, 100), (0, 0, 0)  # FRAME: pixels
-Colour = tuple[int, int, int]  # RGB
 Box = tuple[int, int, int, int]  # left, top, width, height in pixels
 
 
@@ -40,75 +41,91 @@ class Row:
     clean: np.ndarray | None = None
 
 
+class Sheet:
+    """Strips of text and images from top to bottom, in columns that are `column` pixels wide."""
+
+    def __init__(self, column: int, columns: int) -> None:
+        self.column, self.capitals = column, column // 24  # capitals: height of text in pixels
+        self.gap, self.margin = max(2 * FRAME, column // 40), max(FRAME, column // 80)  # between columns, around images
+        self.lefts = [self.gap + i * (column + self.gap) for i in range(columns)]
+        self.width = self.lefts[-1] + column + self.gap
+        self.strips: list[Image.Image] = []
+
+    def blank(self, height: int) -> Image.Image:
+        """Add and return an empty strip."""
+        self.strips.append(Image.new("RGB", (self.width, height), "white"))
+        return self.strips[-1]
+
+    def labels(self, texts: Sequence[str]) -> None:
+        """Add a strip of texts, each in the middle of its column."""
+        strip = self.blank(2 * self.capitals)
+        for text, left in zip(texts, self.lefts, strict=False):
+            _write(strip, text, left + self.column // 2, self.column, BLACK, "ms")
+
+    def remark(self, text: str, capitals: int) -> None:
+        """Add a strip with one text that begins at the left edge. capitals: their height in pixels."""
+        _write(self.blank(2 * capitals), text, self.gap, self.width - 2 * self.gap, GREY, "ls")
+
+    def images(self, versions: Sequence[np.ndarray], framed: Box) -> None:
+        """Add a strip of equal-sized images in the middle of their columns, each with a red frame around a part."""
+        height, width = versions[0].shape[:2]
+        x, y, w, h = framed
+        strip = self.blank(height + 2 * self.margin)
+        for version, begin in zip(versions, self.lefts, strict=True):
+            start = begin + (self.column - width) // 2
+            strip.paste(Image.fromarray(version), (start, self.margin))
+            left, top = start + x - FRAME, self.margin + y - FRAME  # the frame lies outside the part
+            box = (left, top, left + w + 2 * FRAME - 1, top + h + 2 * FRAME - 1)
+            ImageDraw.Draw(strip).rectangle(box, outline=RED, width=FRAME)
+
+
+def _write(strip: Image.Image, text: str, x: int, width: int, colour: tuple[int, int, int], anchor: str) -> None:
+    """Write a text at x with capitals half as high as the strip, or smaller if it is wider than `width` then.
+
+    anchor: Pillow's, "ms" for a text around x, "ls" for one that begins there.
+    """
+    text = text.encode("ascii", "backslashreplace").decode()  # the font has no other letters
+    text = text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 3] + "..."
+    size = strip.height / 2 / CAPITALS
+    size *= min(1, width / ImageFont.load_default(size).getlength(text))
+    font = ImageFont.load_default(size)
+    ImageDraw.Draw(strip).text((x, strip.height * 3 // 4), text, fill=colour, font=font, anchor=anchor)
+
+
 def montage(rows: Sequence[Row], crop: tuple[int, ...] | None = None) -> np.ndarray:
-    """The figure of some images, (height, width, 3) uint8 RGB: a row for each, in columns as wide as the widest.
+    """Return the figure, (height, width, 3) uint8 RGB: a row for each image, in columns as wide as the widest.
 
     crop: left, top and width of what is enlarged, in pixels of the images; its height is half its
     width. None: `crop_place` chooses. Raises ValueError if an image does not have such pixels.
     """
     measured = rows[0].clean is not None
     names = ["rainy", "derained", *(["clean"] if measured else []), "removed rain"]
-    sizes = [row.rainy.shape[:2] for row in rows]
-    scales = [_scale(max(size), SMALLEST, LARGEST) for size in sizes]
-    column = max(NARROWEST, *(-(-size[1] * up // down) for size, (up, down) in zip(sizes, scales, strict=True)))
-    # Space between columns and around images, height of capitals.
-    gap, margin, capitals = max(2 * FRAME, column // 40), max(FRAME, column // 80), column // 24
-    lefts = [gap + i * (column + gap) for i in range(len(names))]
-    width = lefts[-1] + column + gap
-
-    def blank(height: int) -> np.ndarray:
-        return np.full((height, width, 3), 255, np.uint8)
-
-    def words(texts: Sequence[str], colour: Colour = BLACK) -> np.ndarray:
-        """A strip of texts, each in the middle of its column."""
-        strip = blank(2 * capitals)
-        for text, left in zip(texts, lefts, strict=False):
-            _write(strip, text, left, column, capitals, colour, centred=True)
-        return strip
-
-    def remark(text: str, height: int) -> np.ndarray:
-        """A strip with one text from the left edge on."""
-        strip = blank(2 * height)
-        _write(strip, text, gap, width - 2 * gap, height, GREY, centred=False)
-        return strip
-
-    def images(versions: Sequence[np.ndarray], framed: Box) -> np.ndarray:
-        """A strip of equal-sized images in the middle of their columns, with a red frame around a part of each."""
-        height, wide = versions[0].shape[:2]
-        x, y, w, h = framed
-        strip = blank(height + 2 * margin)
-        for version, begin in zip(versions, lefts, strict=True):
-            start = begin + (column - wide) // 2
-            strip[margin : margin + height, start : start + wide] = version
-            left, top = start + x, margin + y
-            strip[top - FRAME : top + h + FRAME, left - FRAME : left + w + FRAME] = RED
-            strip[top : top + h, left : left + w] = version[y : y + h, x : x + w]  # the frame lies outside of it
-        return strip
-
-    strips = [words(names)]
-    for row, scale in zip(rows, scales, strict=True):
+    scales = [_scale(max(row.rainy.shape[:2]), SMALLEST, LARGEST) for row in rows]
+    widths = [-(-row.rainy.shape[1] * up // down) for row, (up, down) in zip(rows, scales, strict=True)]
+    sheet = Sheet(max(NARROWEST, *widths), len(names))
+    sheet.labels(names)
+    for row, (up, down) in zip(rows, scales, strict=True):
         rain = cv2.convertScaleAbs(cv2.absdiff(row.rainy, row.derained), alpha=RAIN_GAIN)  # cut off at 255
-        versions = [row.rainy, row.derained, *([row.clean] if measured else []), rain]
+        versions = [row.rainy, row.derained, *([row.clean] if row.clean is not None else []), rain]
         x, y, w, h = crop_place(row) if crop is None else within(row.rainy, *crop)
-        up, down = scale
+        closer = _scale(w, sheet.column, sheet.column)
+        sheet.blank(sheet.capitals)
+        sheet.remark(f"{row.title} (image {up}:{down}, crop {closer[0]}:{closer[1]})", sheet.capitals)
         marked = (x * up // down, y * up // down, max(1, w * up // down), max(1, h * up // down))
-        closer = _scale(w, column, column)
+        sheet.images([_scaled(version, (up, down)) for version in versions], marked)
         crops = [_scaled(version[y : y + h, x : x + w], closer) for version in versions]
-        shown = f"image {up}:{down}, crop {closer[0]}:{closer[1]}"
-        strips += [blank(capitals), remark(f"{row.title} ({shown})", capitals)]
-        strips.append(images([_scaled(version, scale) for version in versions], marked))
-        strips.append(images(crops, (0, 0, *crops[0].shape[1::-1])))
-        if measured:
-            strips.append(words([_scores(row.rainy, row.clean), _scores(row.derained, row.clean), "PSNR / SSIM (Y)"]))
+        sheet.images(crops, (0, 0, *crops[0].shape[1::-1]))
+        if row.clean is not None:
+            sheet.labels([_scores(row.rainy, row.clean), _scores(row.derained, row.clean), "PSNR / SSIM (Y)"])
     protocol = "PSNR, SSIM: Y channel, PReNet protocol. " if measured else ""
-    note = (
-        f"{protocol}Removed rain: {RAIN_GAIN} x |rainy - derained|. Enlarged by repeating pixels, reduced by averaging."
-    )
-    return np.vstack([*strips, blank(capitals // 2), remark(note, 3 * capitals // 4)])
+    note = f"Removed rain: {RAIN_GAIN} x |rainy - derained|. Enlarged by repeating pixels, reduced by averaging."
+    sheet.blank(sheet.capitals // 2)
+    sheet.remark(protocol + note, 3 * sheet.capitals // 4)
+    return np.vstack([np.asarray(strip) for strip in sheet.strips])
 
 
 def crop_place(row: Row) -> Box:
-    """Where the figure looks closer: there where the mean of rain x gradient is largest, most rain over most detail.
+    """Return the part that the figure enlarges: where the mean of rain x gradient is largest, most rain over detail.
 
     It is a quarter as wide as the image is shown, and half as high. Rain is |rainy - clean|, the gradient (Sobel)
     that of clean, both of luma; so two methods show the same place. Without a clean image derained stands for it.
@@ -128,13 +145,13 @@ def crop_place(row: Row) -> Box:
 
 
 def save(path: Path, image: np.ndarray) -> None:
-    """Write the figure, atomically, as a PNG of half the size that OpenCV gives it by itself."""
-    _, data = cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9])  # HWC RGB -> HWC BGR
-    write_atomically(path, data.tobytes())
+    """Write the figure, (H, W, 3) uint8 RGB, as PNG, atomically."""
+    with atomic_path(path) as temporary:
+        Image.fromarray(image).save(temporary, "PNG", optimize=True)
 
 
 def within(image: np.ndarray, x: int, y: int, w: int) -> Box:
-    """The place of a crop of width w at x, y, half as high. Raises ValueError if it is not all within the image."""
+    """Return the box of a crop of width w at x, y, half as high. Raises ValueError if it leaves the image."""
     height, width = image.shape[:2]
     h = max(1, w // 2)
     if x + w > width or y + h > height:
@@ -143,45 +160,32 @@ def within(image: np.ndarray, x: int, y: int, w: int) -> Box:
 
 
 def _scale(size: int, least: int, most: int) -> tuple[int, int]:
-    """The whole numbers to enlarge and to reduce by, one of them 1, for a size to come to `least` to `most` pixels."""
+    """Return by which whole numbers to enlarge and reduce, one of them 1, for `least` to `most` pixels."""
     return (1, -(-size // most)) if size > most else (max(1, least // size), 1)
 
 
 def _scaled(image: np.ndarray, scale: tuple[int, int]) -> np.ndarray:
-    """Every pixel repeated, or means of squares; what a last square lacks is filled with the border's pixels."""
+    """Return every pixel repeated, or means of squares; what a last square lacks is filled with the border's pixels."""
     up, down = scale
     if down == 1:
         return image.repeat(up, axis=0).repeat(up, axis=1)
     below, right = (-side % down for side in image.shape[:2])
     image = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE)
+    # Not Pillow's reduce, which rounds some exact means down.
     return cv2.resize(image, (image.shape[1] // down, image.shape[0] // down), interpolation=cv2.INTER_AREA)
 
 
 def _scores(image: np.ndarray, clean: np.ndarray) -> str:
-    """PSNR and SSIM (Y) as text; images smaller than its window have no SSIM."""
+    """Return PSNR and SSIM (Y) as text; images smaller than its window have no SSIM."""
     ssim = f"{ssim_y(image, clean):.4f}" if min(clean.shape[:2]) >= WINDOW else "-"
     return f"{psnr_y(image, clean):.2f} dB / {ssim}"
-
-
-def _write(strip: np.ndarray, text: str, left: int, width: int, height: int, colour: Colour, centred: bool) -> None:
-    """Write into the middle of a strip's rows, smaller if the width asks for it. height: of capitals, in pixels."""
-    real_font = cv2.__version__ >= "5"  # OpenCV 4 draws lines, and knows no letters beyond ASCII
-    letters = "utf-8" if real_font else "ascii"
-    text = text.encode(letters, "backslashreplace").decode(letters)
-    text = text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 3] + "..."
-    strokes = 1 if real_font else max(1, round(height / 12))
-    scale = height / 21  # the font's own capitals are 21 pixels high
-    scale *= min(1, width / cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, strokes)[0][0])
-    wide = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, strokes)[0][0]  # not quite in proportion
-    at = (left + (width - wide) // 2 if centred else left, (len(strip) + round(21 * scale)) // 2)
-    cv2.putText(strip, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, strokes, cv2.LINE_AA)
 
 
 # ---------------------------------------------------------------- of a test's results
 
 
 def check_crop(names: Sequence[str] | None, crop: Sequence[int] | None) -> None:
-    """Raise InputError for a --crop that is none, or has no --figure."""
+    """Raise InputError for a --crop that is not X Y SIZE, or has no --figure."""
     if crop is None:
         return
     if names is None:
