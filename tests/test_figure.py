@@ -201,7 +201,11 @@ def rows_of(path: Path, folder: Path, names: list[str]) -> list[str]:
     return sorted(tops, key=tops.get)
 
 
-def test_by_itself_it_shows_median_largest_and_smallest_gain(inline: Command, tmp_path: Path, weights: Path) -> None:
+def test_by_itself_it_shows_median_largest_and_smallest_gain(
+    inline: Command, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, write = [], figure._write
+    monkeypatch.setattr(figure, "_write", lambda strip, text, *a: (written.append(text), write(strip, text, *a)))
     write_pairs(tmp_path / "pairs", 5)
     common = ("--data_path", "pairs", "--logdir", weights, "--save_path", "out", "--no-page", "--crop", "0", "0", "30")
     result = inline("test_Rain12.py", *common, "--figure")
@@ -213,6 +217,12 @@ def test_by_itself_it_shows_median_largest_and_smallest_gain(inline: Command, tm
     names = [line["image"].removesuffix(".png") for line in found]
     expected = [ordered[i]["image"].removesuffix(".png") for i in (2, -1, 0)]
     assert rows_of(tmp_path / "out/figure.png", tmp_path / "out", names) == expected
+    titles = [text for text in written if "(image" in text]
+    for title, role, line in zip(
+        titles, ("median", "largest", "smallest"), (ordered[i] for i in (2, -1, 0)), strict=True
+    ):
+        gain = float(line["psnr_y"]) - float(line["input_psnr_y"])
+        assert title.startswith(f"{role} gain: {line['image']}, {gain:+.2f} dB (image ")
 
     (tmp_path / "out/figure.png").unlink()
     asked = ("rain-004", "rain-002.png")
