@@ -113,7 +113,8 @@ def _pack(file: h5py.File, pairs: Sequence[Pair], sources: str, log: Any) -> Non
             log(f"  {i + 1}/{len(pairs)}")
     file["pairs"] = index
     roots = [same_photograph[int(clean)] for clean in index[:, 1]]
-    file["backgrounds"] = np.array([list(dict.fromkeys(roots)).index(root) for root in roots])
+    labels = {root: label for label, root in enumerate(dict.fromkeys(roots))}
+    file["backgrounds"] = np.array([labels[root] for root in roots])
     file["sources"] = sources
     file.attrs["version"] = VERSION
     file.attrs["format"] = FORMAT  # last, because its presence means that the file is complete

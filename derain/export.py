@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from derain.cli import run_script, setting
-from derain.inference import weights_file
+from derain.inference import load_weights
 from derain.optimized import AsWritten, fold, optimize
-from networks import DARGNet, load_network
+from networks import DARGNet
 from utils import InputError, atomic_path
 
 TOLERANCE = 1e-4  # largest difference from the network
@@ -85,10 +85,7 @@ def check(network: DARGNet, run: Callable[[Tensor], Tensor]) -> float:
 
 def export(settings: Settings) -> None:
     """Write the file and check it; leave nothing if that fails."""
-    try:
-        network = load_network(weights_file(settings.logdir))
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    network = load_weights(settings.logdir)
     writers = {".onnx": export_onnx, ".safetensors": export_safetensors}
     if settings.out.suffix not in writers:
         raise InputError(f"{settings.out}: the suffix decides what is written: {' or '.join(writers)}")

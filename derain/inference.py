@@ -84,6 +84,14 @@ def weights_file(path: Path) -> Path:
     raise InputError(f"{path}: no such weights; name a folder with net_latest.pth, or a .pth file")
 
 
+def load_weights(path: Path, load: Callable[[Path], nn.Module] = load_network) -> nn.Module:
+    """Return load(the file that `path` names), with InputError in place of load_network's ValueError."""
+    try:
+        return load(weights_file(path))
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
 def open_network(
     path: Path,
     device: torch.device | None = None,
@@ -98,11 +106,8 @@ def open_network(
     device = device or torch.device("cpu")
     if backend != "torch" and device.type != "cpu":
         raise InputError(f"--backend {backend} computes on the CPU: add --device cpu")
-    try:
-        network = load(weights_file(path))
-        radius = receptive_field_radius(network)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    network = load_weights(path, load)
+    radius = receptive_field_radius(network)
     compiled = compiled_network(network, DTYPES[precision]) if backend != "torch" else None
     answer = answer_of(network)
     network = compiled or optimize(network.to(device), DTYPES[precision])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from derain.checkpoint import RunFolder
 from derain.cli import check_folder, interrupts_noted, setting
 from derain.distributed import Processes
-from derain.inference import DTYPES, derain_image, weights_file
+from derain.inference import DTYPES, derain_image, load_weights
 from derain.optimized import optimize, speed_up
 from derain.patches import GridPatches, RandomPatches, Stage
 from derain.steps import DivergenceGuard, Meter, Training
@@ -218,10 +218,7 @@ def order_of_patches(settings: TrainSettings, data: DerainDataset) -> GridPatche
 def prepare_network(settings: TrainSettings, network: nn.Module, device: torch.device) -> nn.Module:
     """Give the network its initial weights, and move it to the device in its fastest form."""
     if settings.init is not None:
-        try:
-            load_network(weights_file(settings.init), network)
-        except ValueError as error:
-            raise InputError(str(error)) from error
+        load_weights(settings.init, lambda path: load_network(path, network))
     elif settings.start == "identity" and hasattr(network, "start_as_identity"):
         network.start_as_identity()
     elif settings.start == "identity":
