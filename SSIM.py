@@ -85,13 +85,13 @@ def psnr(first: np.ndarray, second: np.ndarray, peak: float) -> float:
 
 def psnr_y(derained: np.ndarray, clean: np.ndarray) -> float:
     """Return PSNR in dB of the luma, PReNet protocol. Both (H, W, 3) uint8 RGB of one size."""
-    _check_pair(derained, clean)
+    check_pair(derained, clean)
     return psnr(luma(derained), luma(clean), peak=1)
 
 
 def psnr_rgb(derained: np.ndarray, clean: np.ndarray) -> float:
     """Return PSNR in dB over the three RGB channels together. Both (H, W, 3) uint8 of one size."""
-    _check_pair(derained, clean)
+    check_pair(derained, clean)
     return psnr(derained, clean, peak=255)
 
 
@@ -102,15 +102,15 @@ def ssim_y(derained: np.ndarray, clean: np.ndarray) -> float:
     round(side / 256), as Wang's later script does. Then an 11x11 Gaussian of sigma 1.5,
     whole windows only, biased moments, mean of the map.
     """
-    _check_pair(derained, clean)
+    check_pair(derained, clean)
     factor = max(1, math.floor(min(clean.shape[:2]) / 256 + 0.5))
-    return _ssim(_downsample(255 * luma(derained), factor), _downsample(255 * luma(clean), factor))
+    return ssim(_downsample(255 * luma(derained), factor), _downsample(255 * luma(clean), factor))
 
 
 def ssim_rgb(derained: np.ndarray, clean: np.ndarray) -> float:
     """Return the mean SSIM of the three RGB channels, full size. Both (H, W, 3) uint8, at least 11 pixels each way."""
-    _check_pair(derained, clean)
-    return _ssim(derained, clean, channel_axis=2)
+    check_pair(derained, clean)
+    return ssim(derained, clean, channel_axis=2)
 
 
 def image_metrics(derained: np.ndarray, clean: np.ndarray) -> dict[str, float]:
@@ -118,7 +118,8 @@ def image_metrics(derained: np.ndarray, clean: np.ndarray) -> dict[str, float]:
     return {f.__name__: f(derained, clean) for f in (psnr_y, ssim_y, psnr_rgb, ssim_rgb)}
 
 
-def _ssim(first: np.ndarray, second: np.ndarray, **options: int) -> float:
+def ssim(first: np.ndarray, second: np.ndarray, **options: int) -> float:
+    """Return the SSIM of equal-shaped arrays in [0, 255] at full size: whole 11x11 windows, mean of the map."""
     if min(first.shape[:2]) < WINDOW:
         raise ValueError(f"an image of {first.shape[:2]} is smaller than the {WINDOW}x{WINDOW} window of SSIM")
     return float(
@@ -143,7 +144,8 @@ def _check_image(image: np.ndarray) -> None:
         raise ValueError(f"expected (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
 
 
-def _check_pair(first: np.ndarray, second: np.ndarray) -> None:
+def check_pair(first: np.ndarray, second: np.ndarray) -> None:
+    """Raise ValueError unless both are (H, W, 3) uint8 and of one size."""
     _check_image(first)
     _check_image(second)
     if first.shape != second.shape:

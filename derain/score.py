@@ -1,0 +1,241 @@
+"""Score the images of any methods against a test set, and compare the methods image by image.
+
+    python -m derain.score --set Rain100L PReNet=outputs/prenet ours=results/Rain100L
+    python -m derain.score --set Rain100H,Rain100L,Rain12 PReNet=outputs/prenet ours=results --format latex
+    python -m derain.score --clean_dir my/gt --rainy_dir my/in mine=my/out
+
+Images are matched by the numbers in their names. With several sets, each method's folder has a subfolder named after
+each. Differences are from the first method; read them together with their standard errors, because images differ so
+much that 0.05 dB between two methods is mostly chance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from derain.cli import run_script, setting
+from derain.data.fingerprints import ALIKE, agreement, content_signs
+from derain.data.identify import identify_pairs
+from derain.data.pairs import Pair, find_pairs, list_images, name_key
+from derain.data.synthesize import synthetic_label
+from derain.score_tables import FORMATS, INPUT, Row, Scored, Target
+from derain.scores import PROTOCOLS, score
+from derain.test_sets import TEST_SETS
+from utils import InputError, read_rgb
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The command line."""
+
+    methods: tuple[str, ...] = setting((), "folders of derained images, each as NAME=FOLDER", positional=True)
+    set: str | None = setting(
+        None, "Rain100H, Rain100L, Rain12 (in datasets/test), or several with commas; or a folder of pairs"
+    )
+    clean_dir: Path | None = setting(None, "instead of --set: the folder of clean images")
+    rainy_dir: Path | None = setting(None, "with --clean_dir: the folder of rainy images, for the scores of the input")
+    protocol: str = setting("prenet", "how papers score; see derain/scores.py", (*PROTOCOLS, "all"))
+    partial: bool = setting(False, "score methods that lack some images too, on those that all methods have")
+    format: str = setting("markdown", "of the tables; csv and json have every image", tuple(FORMATS))
+
+
+def score_methods(settings: Settings) -> None:
+    """Match, measure, and print the tables."""
+    targets = find_targets(settings)
+    methods = [named_folder(text) for text in settings.methods]
+    names = [name for name, _ in methods]
+    if len(set(names)) < len(names):
+        raise InputError(f"{', '.join(names)}: two methods of one name; name them NAME=FOLDER")
+    protocols = list(PROTOCOLS) if settings.protocol == "all" else [settings.protocol]
+    results = []
+    for target in targets:
+        outputs: dict[str, dict[str, Path]] = {}
+        for name, folder in methods:
+            found, sentence = match(target, folder if len(targets) == 1 else subfolder(folder, target.folder))
+            say(f"{name}: {sentence}")
+            missing = [pair.rainy.name for pair in target.pairs if pair.key not in found]
+            if missing and not settings.partial:
+                say(f"{name}: left out of {target.label}: no image for {listed(missing)}; --partial scores the others")
+            elif found:
+                outputs[name] = found
+        if not outputs:
+            raise InputError(f"{target.label}: no method has all images; --partial scores those that are there")
+        results.append((target, measure(target, outputs, protocols)))
+    print(FORMATS[settings.format](results, protocols, names))
+
+
+def say(line: str) -> None:
+    """Print what is not part of the tables."""
+    print(line, file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------- what is scored
+
+
+def named_folder(text: str) -> tuple[str, Path]:
+    """Return name and folder of NAME=FOLDER or of FOLDER; an existing folder may have = in its own name."""
+    name, equals, folder = text.partition("=")
+    path = Path(folder) if equals and not Path(text).exists() else Path(text)
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder; name each method's images as NAME=FOLDER")
+    return (name, path) if path != Path(text) else (path.resolve().name, path)
+
+
+def subfolder(folder: Path, name: str) -> Path:
+    """Return a method's folder for one of several sets."""
+    if not (folder / name).is_dir():
+        raise InputError(f"{folder}: has no folder {name}; with several sets each has a folder of its name there")
+    return folder / name
+
+
+def find_targets(settings: Settings) -> list[Target]:
+    """Return the sets to score against. Raises InputError if the settings name none, or one that is not there."""
+    if (settings.set is None) == (settings.clean_dir is None):
+        raise InputError("give either --set or --clean_dir: the images to score against")
+    if settings.clean_dir:
+        return [Target(settings.clean_dir.resolve().name, "", pairs_of(settings.clean_dir, settings.rainy_dir))]
+    targets = []
+    for name in str(settings.set).split(","):
+        folder = Path("datasets/test") / name if name in TEST_SETS else Path(name)
+        pairs = find_pairs(folder, say)
+        label = synthetic_label(pairs[0].rainy.parent) or identify_pairs(pairs).label
+        if label.endswith("of no known set"):
+            label = folder.resolve().name
+        targets.append(Target(label, folder.resolve().name, pairs, TEST_SETS.get(label)))
+    return targets
+
+
+def pairs_of(clean_dir: Path, rainy_dir: Path | None) -> list[Pair]:
+    """Pair the images of two folders, whatever the folders are called, or take clean images alone."""
+    clean = {name_key(path): path for path in images_in(clean_dir)}
+    if rainy_dir is None:
+        return [Pair(key, path, path) for key, path in clean.items()]
+    pairs = [
+        Pair(name_key(path), path, clean[name_key(path)]) for path in images_in(rainy_dir) if name_key(path) in clean
+    ]
+    if len(pairs) < len(clean):
+        raise InputError(f"{rainy_dir}: has images for {len(pairs)} of the {len(clean)} in {clean_dir}; add the others")
+    return pairs
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Return a folder's images, or those of its only subfolder with images. Raises InputError if there are none."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    found = list_images(folder)
+    inside = [] if found else [p for p in sorted(folder.rglob("*")) if p.is_dir() and list_images(p)]
+    if len(inside) > 1:
+        raise InputError(f"{folder}: images are in {len(inside)} folders below it, such as {inside[0]}; name one")
+    if not (found or inside):
+        raise InputError(f"{folder}: holds no image")
+    return found or list_images(inside[0])
+
+
+RULES: dict[str, Callable[[Path], str]] = {
+    "by name": name_key,
+    "by the first number in the name": lambda path: number_in(path, 0),
+    "by the last number in the name": lambda path: number_in(path, -1),
+}
+
+
+def number_in(path: Path, place: int) -> str:
+    """Return the first or last number in a file's name, without leading zeros, or ''."""
+    numbers = re.findall("[0-9]+", path.stem)
+    return str(int(numbers[place])) if numbers else ""
+
+
+def match(target: Target, folder: Path) -> tuple[dict[str, Path], str]:
+    """Return the image of each pair's key in a method's folder, and a sentence that says how they were matched.
+
+    The rule that finds most images holds for all. Raises InputError if two images fit one place.
+    """
+    images, keys = images_in(folder), {pair.key for pair in target.pairs}
+    how, found = "", {}
+    for rule, key_of in RULES.items():
+        by_key: dict[str, list[Path]] = {}
+        for path in images:
+            if (key := key_of(path)) in keys:
+                by_key.setdefault(key, []).append(path)
+        if len(by_key) > len(found):
+            how, found = rule, by_key
+    for paths in found.values():
+        if len(paths) > 1:
+            raise InputError(f"{paths[0]} and {paths[1]}: two images for one place of {target.label}; remove one")
+    if not found:
+        example = target.pairs[0].rainy.name
+        return {}, f"no image of {folder} has a name like those of {target.label}, such as {example}"
+    first = next(pair for pair in target.pairs if pair.key in found)
+    sentence = (
+        f"{len(found)} images of {folder} matched {how}, such as {found[first.key][0].name} to {first.clean.name}"
+    )
+    others = len(images) - len(found)
+    return {key: paths[0] for key, paths in found.items()}, sentence + (f"; {others} others left out" if others else "")
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def measure(target: Target, outputs: dict[str, dict[str, Path]], protocols: Sequence[str]) -> list[Scored]:
+    """Score the images that all methods have; the rainy input comes first, if it is known.
+
+    Raises InputError if an output differs in size from its clean image, or shows another image of the set.
+    """
+    pairs = [pair for pair in target.pairs if all(pair.key in found for found in outputs.values())]
+    if not pairs:
+        raise InputError(f"{target.label}: no image that all methods have")
+    scored = {name: Scored(name, {}) for name in outputs}
+    if pairs[0].rainy != pairs[0].clean:
+        outputs = {INPUT: {pair.key: pair.rainy for pair in pairs}, **outputs}
+        scored = {INPUT: Scored(INPUT, {}), **scored}
+    signs: dict[str, list[np.ndarray]] = {name: [] for name in ["clean", *outputs]}
+
+    def scores_of(pair: Pair) -> tuple[dict[str, Row], dict[str, np.ndarray]]:
+        clean = read_rgb(pair.clean)
+        rows, shown = {}, {"clean": content_signs(clean)}
+        for name, found in outputs.items():
+            image = read_rgb(found[pair.key])
+            if image.shape != clean.shape:
+                sizes = " and ".join(f"{i.shape[1]}x{i.shape[0]}" for i in (image, clean))
+                raise InputError(
+                    f"{found[pair.key]} and {pair.clean} differ in size ({sizes}); score outputs of cropped copies "
+                    "against the copies' clean images (--clean_dir)"
+                )
+            try:
+                rows[name] = {protocol: score(image, clean, protocol) for protocol in protocols}
+            except ValueError as error:
+                raise InputError(f"{found[pair.key]}: {error}") from error
+            shown[name] = content_signs(image)
+        return rows, shown
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
+        for i, (pair, (rows, shown)) in enumerate(zip(pairs, pool.map(scores_of, pairs), strict=True), 1):
+            for name, row in rows.items():
+                scored[name].rows[pair.key] = row
+            for name, sign in shown.items():
+                signs[name].append(sign)
+            if i % 50 == 0 or i == len(pairs):
+                say(f"{target.label}: {i}/{len(pairs)}")
+    for name in outputs:
+        alike = agreement(np.array(signs[name]), np.array(signs["clean"]))
+        for i, pair in enumerate(pairs):
+            other = int(alike[i].argmax())
+            if alike[i, i] < ALIKE <= alike[i, other]:
+                raise InputError(f"{outputs[name][pair.key]}: shows {pairs[other].clean}, not {pair.clean}; rename it")
+    return list(scored.values())
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return up to eight names, and how many there are."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} others" if len(names) > 8 else "")
+
+
+if __name__ == "__main__":
+    run_script(score_methods, Settings(), __doc__)

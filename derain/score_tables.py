@@ -1,0 +1,218 @@
+"""Tables of the scores of several methods: means, ranks, and differences beside their standard errors."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import ttest_rel
+
+from derain.data.pairs import Pair
+from derain.scores import PROTOCOLS
+from derain.test_sets import DARGNET, PUBLISHED, TestSet
+from utils import plain
+
+INPUT = "rainy input"
+Row = dict[str, tuple[float, float]]  # protocol -> PSNR and SSIM of one image
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A set to score against: what tables call it, its pairs, and what is known of it if it is a known set, whole.
+
+    Without rainy images a pair's `rainy` is its clean image.
+    """
+
+    label: str
+    folder: str
+    pairs: list[Pair]
+    known: TestSet | None = None
+
+
+@dataclasses.dataclass
+class Scored:
+    """The scores of one method on one set, by the pairs' keys."""
+
+    name: str
+    rows: dict[str, Row]
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """The scores of methods on one set, or on a part of it: (images, 2), PSNR and SSIM."""
+
+    title: str
+    scores: dict[str, np.ndarray]
+    published: dict[str, tuple[float, float]]
+
+
+def columns_of(results: Sequence[tuple[Target, list[Scored]]], protocol: str) -> list[Column]:
+    """Return the columns of a table: every set, and the unseen part of a set that has one."""
+    columns = []
+    for target, scored in results:
+        known, keys = target.known, list(scored[0].rows)
+        parts = [(target.label if len(keys) == len(target.pairs) else f"{len(keys)} of {target.label}", keys)]
+        if known and known.unseen:
+            unseen = [key for key in keys if int(key) in known.unseen]
+            parts.append((f"{target.label}, {len(unseen)} unseen", unseen))
+        for title, part in parts:
+            scores = {method.name: np.array([method.rows[key][protocol] for key in part]) for method in scored}
+            whole = known and len(part) == known.pairs and protocol == "prenet"
+            columns.append(Column(title, scores, published_for(known.name) if known and whole else {}))
+    return columns
+
+
+def published_for(name: str) -> dict[str, tuple[float, float]]:
+    """Return the known scores of a set, lowest PSNR first, by method and source."""
+    found = {f"{m.name} ({m.source})": m.scores[name] for m in (*PUBLISHED, DARGNET) if name in m.scores}
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def means(scores: np.ndarray) -> tuple[float, float]:
+    """Return the mean PSNR, without infinite ones unless all are, and the mean SSIM."""
+    finite = scores[np.isfinite(scores[:, 0]), 0]
+    return float(np.mean(finite if len(finite) else scores[:, 0])), float(scores[:, 1].mean())
+
+
+def difference(scores: np.ndarray, others: np.ndarray) -> dict[str, float]:
+    """Return the mean difference of two methods over the same images, its standard error, and p of a paired t test.
+
+    won: on how many images the first is better. Infinite PSNRs count there, but not in the mean.
+    """
+    won, finite = int((scores > others).sum()), np.isfinite(scores) & np.isfinite(others)
+    by_image = (scores - others)[finite]
+    if not len(by_image):
+        return {"mean": math.nan, "error": math.nan, "p": math.nan, "won": won}
+    several = len(by_image) > 1 and by_image.std() > 0
+    error = float(by_image.std(ddof=1)) / math.sqrt(len(by_image)) if several else math.nan
+    p = float(ttest_rel(scores[finite], others[finite]).pvalue) if several else math.nan
+    return {"mean": float(by_image.mean()), "error": error, "p": p, "won": won}
+
+
+def verdict(d: dict[str, float]) -> str:
+    """Say whether a difference is more than chance: beyond two standard errors."""
+    if math.isnan(d["error"]):
+        return "equal" if d["mean"] == 0 else "-"
+    return "chance" if abs(d["mean"]) <= 2 * d["error"] else "better" if d["mean"] > 0 else "worse"
+
+
+def ranks(column: Column, metric: int) -> dict[str, int]:
+    """Return 1 for the best method and those within two standard errors of it, 2 for the next one."""
+    methods = sorted((m for m in column.scores if m != INPUT), key=lambda m: -means(column.scores[m])[metric])
+    if len(methods) < 2:
+        return {}
+    scores, best = {m: column.scores[m][:, metric] for m in methods}, methods[0]
+    tied = [m for m in methods if m == best or verdict(difference(scores[best], scores[m])) in ("chance", "equal")]
+    return dict.fromkeys(tied, 1) | dict.fromkeys([m for m in methods if m not in tied][:1], 2)
+
+
+STYLES = {"markdown": ("{}", "**{}**", "<u>{}</u>"), "latex": ("{}", r"\textbf{{{}}}", r"\underline{{{}}}")}
+
+
+def tables(
+    results: Sequence[tuple[Target, list[Scored]]], protocols: Sequence[str], names: Sequence[str], kind: str
+) -> str:
+    """Return for each protocol the table of means and that of differences, in Markdown or LaTeX."""
+    text = []
+    for protocol in protocols:
+        columns = columns_of(results, protocol)
+        text += [
+            "",
+            ("% " if kind == "latex" else "") + PROTOCOLS[protocol].title,
+            "",
+            table_of_means(columns, names, kind),
+        ]
+        if differences := table_of_differences(columns, names, kind):
+            text += ["", differences]
+        for column in columns:
+            for name, scores in column.scores.items():
+                if same := int(np.isinf(scores[:, 0]).sum()):
+                    remark = f"{name}, {column.title}: {same} of {len(scores)} images equal the clean ones"
+                    text += ["", ("% " if kind == "latex" else "") + remark]
+    return "\n".join(text[1:])
+
+
+def table_of_means(columns: Sequence[Column], names: Sequence[str], kind: str) -> str:
+    """Return a line per method, the best bold and the second underlined, and then a line per published method."""
+    known = dict.fromkeys(name for column in columns for name in column.published)
+    lines = []
+    for name in dict.fromkeys([INPUT, *names, *known]):
+        line = []
+        for column in columns:
+            values, digits = column.published.get(name), (2, 3)
+            if name in column.scores:
+                values, digits = means(column.scores[name]), (3, 4)
+            for metric in (0, 1):
+                style = STYLES[kind][ranks(column, metric).get(name, 0)]
+                line.append(style.format(f"{values[metric]:.{digits[metric]}f}") if values else "-")
+        if set(line) != {"-"}:
+            lines.append([name, *line])
+    return table(["", *(f"{c.title} {metric}" for c in columns for metric in ("PSNR", "SSIM"))], lines, kind)
+
+
+def table_of_differences(columns: Sequence[Column], names: Sequence[str], kind: str) -> str:
+    """Return a line per method, column and metric: how it differs from the first method; '' for a single method."""
+    lines = []
+    for column in columns:
+        first, *others = (name for name in names if name in column.scores)
+        for name in others:
+            for metric, (title, digits) in enumerate((("PSNR", 3), ("SSIM", 5))):
+                d = difference(column.scores[name][:, metric], column.scores[first][:, metric])
+                cells = [f"{d['mean']:+.{digits}f}", f"{d['error']:.{digits}f}", f"{d['p']:.2g}"]
+                won = f"{d['won']} of {len(column.scores[name])}"
+                lines.append([f"{name} - {first}", f"{column.title} {title}", *cells, won, verdict(d)])
+    head = ["", "", "mean difference", "standard error", "p", "images won", "verdict"]
+    return table(head, lines, kind) if lines else ""
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]], kind: str) -> str:
+    """Return a Markdown or LaTeX (booktabs) table."""
+    if kind == "markdown":
+        return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *lines))
+    first, *rest = (
+        " & ".join(re.sub(r"(?<!\\)([_%&#$])", r"\\\1", cell) for cell in line) + r" \\" for line in (head, *lines)
+    )
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
+    return "\n".join([begin, r"\toprule", first, r"\midrule", *rest, r"\bottomrule", r"\end{tabular}"])
+
+
+def as_csv(results: Sequence[tuple[Target, list[Scored]]], protocols: Sequence[str], names: Sequence[str]) -> str:
+    """Return one line per set, protocol, method and image."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["set", "protocol", "method", "image", "psnr", "ssim"])
+    for target, scored in results:
+        for method in scored:
+            for key, row in method.rows.items():
+                writer.writerows([target.label, protocol, method.name, key, *row[protocol]] for protocol in protocols)
+    return text.getvalue().rstrip()
+
+
+def as_json(results: Sequence[tuple[Target, list[Scored]]], protocols: Sequence[str], names: Sequence[str]) -> str:
+    """Return means, differences from the first method, and every image's scores."""
+    content = []
+    for protocol, column in ((p, c) for p in protocols for c in columns_of(results, p)):
+        first = next(name for name in names if name in column.scores)
+        entry = {"set": column.title, "protocol": protocol, "published": column.published, "methods": {}}
+        for name, scores in column.scores.items():
+            differences = [difference(scores[:, m], column.scores[first][:, m]) for m in (0, 1)]
+            entry["methods"][name] = dict(zip(("psnr", "ssim"), means(scores), strict=True)) | {
+                "images": len(scores),
+                "difference": dict(zip(("psnr", "ssim"), differences, strict=True)),
+            }
+        content.append(entry)
+    return json.dumps(plain(content), indent=2)
+
+
+FORMATS = {
+    "markdown": lambda *arguments: tables(*arguments, "markdown"),
+    "latex": lambda *arguments: tables(*arguments, "latex"),
+    "csv": as_csv,
+    "json": as_json,
+}
