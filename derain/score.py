@@ -158,7 +158,8 @@ def match(target: Target, folder: Path) -> tuple[dict[str, Path], str]:
     The rule that finds most images holds for all. Raises InputError if two images fit one place.
     """
     images, keys = images_in(folder), {pair.key for pair in target.pairs}
-    how, found = "", {}
+    how = ""
+    found: dict[str, list[Path]] = {}
     for rule, key_of in RULES.items():
         by_key: dict[str, list[Path]] = {}
         for path in images:

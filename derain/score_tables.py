@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -211,8 +212,8 @@ def as_json(results: Sequence[tuple[Target, list[Scored]]], protocols: Sequence[
 
 
 FORMATS = {
-    "markdown": lambda *arguments: tables(*arguments, "markdown"),
-    "latex": lambda *arguments: tables(*arguments, "latex"),
+    "markdown": functools.partial(tables, kind="markdown"),
+    "latex": functools.partial(tables, kind="latex"),
     "csv": as_csv,
     "json": as_json,
 }
