@@ -4,15 +4,13 @@
     python -m benchmarks.inference --device cuda --height 1080 --width 1920
 
 Plain is NCHW, float32, with concatenations, as published. "bf16" is --precision bf16 of the test
-scripts; its column tells how far its images are from those of float32. OpenVINO is measured where it
-is installed.
+scripts; its column tells how far its images are from those of float32.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib.util
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +22,7 @@ from benchmarks import plain_dargnet
 from benchmarks.common import measure, report, summarise, tell_if_without_gpu
 from derain.cli import run_script, setting
 from derain.data.synthesize import add_rain, free_photographs, rain_layer
-from derain.inference import OpenVINONetwork, derain, weights_file
+from derain.inference import derain, weights_file
 from derain.optimized import fold
 from networks import DARGNet, load_network, published_names
 from SSIM import psnr
@@ -95,10 +93,6 @@ def main(settings: Settings) -> None:
         "folded (default)": lambda: derain(folded, rainy),
         "folded, bf16": lambda: derain(half, rainy),
     }
-    if device.type == "cpu" and importlib.util.find_spec("openvino"):
-        compiled, compiled_half = OpenVINONetwork(network), OpenVINONetwork(network, torch.bfloat16)
-        candidates["folded, OpenVINO"] = lambda: derain(compiled, plain_input)
-        candidates["folded, OpenVINO, bf16"] = lambda: derain(compiled_half, plain_input)
 
     exact = to_image(plain())
     notes: dict[str, str] = {PLAIN: "-"}

@@ -55,7 +55,6 @@ class EvalSettings:
     precision: str = setting(
         "fp32", "arithmetic of the network; auto: bf16 where it is native", ("auto", "fp32", "bf16")
     )
-    backend: str = setting("torch", "what computes; openvino needs requirements-extra.txt", ("torch", "openvino"))
     quantize: str = setting("round", "how values become 8-bit; the authors truncated", ("round", "truncate"))
     skip_existing: bool = setting(False, "keep images that an earlier run with the same weights and settings derained")
     page: bool = setting(True, "write index.html, every image with a before/after slider")
@@ -110,7 +109,7 @@ def evaluate(settings: EvalSettings, test_set: TestSet | None = None, load: Load
     figure.check_crop(settings.figure, settings.crop)
     weights = weights_file(settings.logdir)
     checksum = sha256_of(weights)  # now, because a training may replace the file meanwhile
-    network = open_network(weights, device, precision, settings.backend, load)
+    network = open_network(weights, device, precision, load)
     answer: Any = network.answer
 
     def derain(rgb: np.ndarray, source: Path) -> np.ndarray:
@@ -122,13 +121,13 @@ def evaluate(settings: EvalSettings, test_set: TestSet | None = None, load: Load
     if test_set is None and settings.data_path and is_video(settings.data_path):
         video, folder = settings.data_path, settings.save_path or Path("results/real")
         check_folder(folder)
-        MadeWith(folder, checksum, answer, precision, settings.backend, settings.quantize)
+        MadeWith(folder, checksum, answer, precision, settings.quantize)
         how = (settings.codec, settings.crf, settings.start, settings.duration)
         derain_video(video, folder / video.name, lambda rgb: derain(rgb, video), *how)
         return
     images = collect(settings, test_set)
-    made_with = MadeWith(images.save_path, checksum, answer, precision, settings.backend, settings.quantize)
-    how = f"{device} {precision}, {settings.backend}"
+    made_with = MadeWith(images.save_path, checksum, answer, precision, settings.quantize)
+    how = f"{device} {precision}"
     print(f"{images.label}: {len(images.inputs)} images of {images.data_path}, weights {weights}, {how}", flush=True)
 
     rows, thumbnails, errors = [], {}, []

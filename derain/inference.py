@@ -1,4 +1,4 @@
-"""Images of any size through a trained network: weights found and opened, precision, backend, exact tiles.
+"""Images of any size through a trained network: weights found and opened, precision, exact tiles.
 
     network = open_network(Path("logs/Rain100H"))
     derained = derain_image(network, rgb)            # (H, W, 3) uint8 or uint16 RGB -> the same
@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from derain.blocks import in_blocks
-from derain.optimized import TOLERANCE, AsWritten, close, example, fold, optimize
+from derain.optimized import example, optimize
 from networks import load_network, receptive_field_radius
 from utils import InputError, free_memory, quantize, release_freed_memory, to_image, to_tensor
 
@@ -30,46 +29,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WHOLE_PIXELS = 4_000_000  # images up to here are computed whole if memory allows
 LARGEST_TILE = 1440  # pixels; its halo adds a sixth to the work
 Loader = Callable[[Path], nn.Module]
-
-# Kept until the process ends: one in which OpenVINO has unloaded its CPU plug-in can crash later on.
-_openvino_core: Any = None
-
-
-class OpenVINONetwork(nn.Module):
-    """A trained network compiled by OpenVINO for the CPU: rainy (N, 3, H, W) float32 in [0, 1] -> derained.
-
-    dtype: torch.float32 or torch.bfloat16. Raises ImportError if openvino is not installed
-    (requirements-extra.txt), ValueError if its float32 result is not the network's.
-    """
-
-    def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        import openvino
-
-        global _openvino_core
-        _openvino_core = _openvino_core or openvino.Core()
-        self.bytes_per_pixel = 900 * dtype.itemsize // 4  # measured
-        self.whole = network.cpu().eval()
-        folded = optimize(self.whole)
-        folded = folded if isinstance(folded, AsWritten) else fold(self.whole, blocks=False)
-        with warnings.catch_warnings():  # tracing is deprecated, but needed by openvino for images of any size
-            warnings.simplefilter("ignore")
-            size = openvino.PartialShape([-1, 3, -1, -1])
-            model = openvino.convert_model(folded, example_input=torch.zeros(1, 3, 64, 64), input=[size])
-
-        def compiled(precision: str) -> Any:
-            options = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
-            return _openvino_core.compile_model(model, "CPU", options)
-
-        self.compiled = compiled("f32")
-        with torch.inference_mode():
-            if not close(self(example()), self.whole(example())):
-                raise ValueError(f"OpenVINO's result differs from the network's by more than {TOLERANCE}")
-        if dtype == torch.bfloat16:
-            self.compiled = compiled("bf16")
-
-    def forward(self, rainy: Tensor) -> Tensor:
-        return torch.from_numpy(self.compiled(rainy.contiguous().numpy())[0])
 
 
 def weights_file(path: Path) -> Path:
@@ -96,40 +55,19 @@ def open_network(
     path: Path,
     device: torch.device | None = None,
     precision: str = "fp32",
-    backend: str = "torch",
     load: Loader = load_network,
 ) -> nn.Module:
     """Return a trained network in its fastest form. load: makes a network of a weights file.
 
-    Raises InputError for foreign weights, or a backend that is not installed or does not fit.
+    Raises InputError for foreign weights.
     """
-    device = device or torch.device("cpu")
-    if backend != "torch" and device.type != "cpu":
-        raise InputError(f"--backend {backend} computes on the CPU: add --device cpu")
     network = load_weights(path, load)
-    radius = receptive_field_radius(network)
-    compiled = compiled_network(network, DTYPES[precision]) if backend != "torch" else None
-    answer = answer_of(network)
-    network = compiled or optimize(network.to(device), DTYPES[precision])
+    radius, answer = receptive_field_radius(network), answer_of(network)
+    network = optimize(network.to(device or torch.device("cpu")), DTYPES[precision])
     network.receptive_field_radius, network.answer = radius, answer
     if radius is None:
         print("the network's receptive field is not limited: images are computed whole, not in tiles", flush=True)
     return network
-
-
-def compiled_network(network: nn.Module, dtype: torch.dtype) -> nn.Module | None:
-    """Return the network compiled by OpenVINO, or None, with a line, if its values would not be the network's.
-
-    Raises InputError if OpenVINO is not installed.
-    """
-    try:
-        return OpenVINONetwork(network, dtype)
-    except ImportError as error:
-        raise InputError("--backend openvino needs openvino: pip install -r requirements-extra.txt") from error
-    except Exception as error:  # a network of one's own can fail anywhere in OpenVINO's conversion
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        print(f"OpenVINO is not used, torch computes: {reason}", flush=True)
-        return None
 
 
 @torch.no_grad()

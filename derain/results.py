@@ -110,12 +110,9 @@ class MadeWith:
     Raises InputError if the folder has files but neither this one nor results.json: they are not ours.
     """
 
-    def __init__(
-        self, folder: Path, checksum: str, answer: str, precision: str, backend: str, quantization: str
-    ) -> None:
+    def __init__(self, folder: Path, checksum: str, answer: str, precision: str, quantization: str) -> None:
         self.path = folder / "made_with.json"
-        content = {"weights_sha256": checksum, "network": answer, "precision": precision}
-        content |= {"backend": backend, "quantize": quantization}
+        content = {"weights_sha256": checksum, "network": answer, "precision": precision, "quantize": quantization}
         others = [p for p in folder.iterdir() if p.name[0] != "."] if folder.is_dir() else []
         if others and not (self.path.exists() or (folder / "results.json").exists()):
             raise InputError(

@@ -14,10 +14,9 @@ from conftest import ROOT
 
 from derain import blocks, inference
 from derain.blocks import in_blocks
-from derain.inference import LARGEST_TILE, automatic_tile, derain, derain_image, open_network
+from derain.inference import LARGEST_TILE, automatic_tile, derain, derain_image
 from derain.optimized import fold
 from networks import DARGNet, receptive_field_radius
-from utils import InputError
 
 
 @pytest.mark.parametrize("tile", [48, 64, 100])
@@ -141,28 +140,6 @@ pages()
 assert pages() < 5000, pages()
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-
-
-@pytest.mark.slow
-def test_openvino_equals_torch(network: DARGNet) -> None:
-    """Any size and batch, in tiles and whole; in bfloat16 up to its rounding."""
-    pytest.importorskip("openvino", reason="an extra requirement")
-    exact, half = inference.OpenVINONetwork(network), inference.OpenVINONetwork(network, torch.bfloat16)
-    for size in ((1, 20, 30), (2, 33, 17), (1, 70, 90)):
-        rainy = torch.rand(size[0], 3, *size[1:], generator=torch.Generator().manual_seed(10))
-        expected = derain(network, rainy)
-        for tile in (0, 32):
-            torch.testing.assert_close(derain(exact, rainy, tile), expected, rtol=0, atol=1e-5)
-            found = derain(half, rainy, tile)
-            assert (found - expected).pow(2).mean() < 1e-3
-
-
-def test_a_backend_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "openvino", None)  # importing it fails then
-    with pytest.raises(InputError, match=r"pip install -r requirements-extra\.txt"):
-        open_network(ROOT / "logs/Rain100L/net_latest.pth", backend="openvino")
-    with pytest.raises(InputError, match="--device cpu"):
-        open_network(ROOT / "logs/Rain100L/net_latest.pth", torch.device("cuda"), backend="openvino")
 
 
 def test_large_images_are_cut_into_tiles_that_fit_the_memory(network: DARGNet, monkeypatch: pytest.MonkeyPatch) -> None:

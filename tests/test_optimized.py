@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from conftest import ROOT, write_pairs
 from torch import Tensor, nn
 
 import networks
-from derain import blocks, evaluate, inference, train
+from derain import blocks, evaluate, train
 from derain.inference import derain_image, open_network
 from derain.optimized import (
     AsWritten,
@@ -183,8 +182,6 @@ def test_the_weights_that_come_with_the_scripts_run_in_their_fast_forms(
     network = networks.load_network(ROOT / "logs" / name / "net_latest.pth")
     assert not isinstance(optimize(network), AsWritten)
     assert speed_up(network)
-    if importlib.util.find_spec("openvino"):
-        open_network(ROOT / "logs" / name, backend="openvino")
     assert capsys.readouterr().out == ""
 
 
@@ -200,19 +197,14 @@ class Stubborn(nn.Module):
         return self.layer(x) if float(x.mean()) > 10 else x.flip(3) - self.layer(x).cumsum(2) * x.shape[2]
 
 
-def test_openvino_is_left_where_it_is_not_the_network(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_network_whose_reach_depends_on_values_is_computed_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("openvino", reason="an extra requirement")
     torch.save(Stubborn().state_dict(), tmp_path / "net_latest.pth")
 
-    def fails(*_args: object) -> None:
-        raise RuntimeError("no conversion rule\nfor an operation")
-
-    monkeypatch.setattr(inference, "OpenVINONetwork", fails)
-    network = open_network(tmp_path, backend="openvino", load=lambda path: networks.load_network(path, Stubborn()))
+    network = open_network(tmp_path, load=lambda path: networks.load_network(path, Stubborn()))
     assert network.receptive_field_radius is None
-    assert "OpenVINO is not used, torch computes: no conversion rule\n" in capsys.readouterr().out
+    assert "images are computed whole, not in tiles" in capsys.readouterr().out
     assert derain_image(network, np.zeros((20, 20, 3), np.uint8)).shape == (20, 20, 3)
 
 
