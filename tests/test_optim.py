@@ -66,8 +66,9 @@ def test_one_step_by_hand() -> None:
     before = network.weight.detach().clone()
     network.weight.grad.zero_()
     network.bias.grad.zero_()
+    optimizer.param_groups[0]["lr"] = 0.05  # as a schedule does: weight decay follows
     optimizer.step()
-    expected = before * (1 - 0.1 * 0.5) - 0.1 * value * torch.eye(32).view(32, 32, 1, 1)
+    expected = before * (1 - 0.05 * 0.5) - 0.05 * value * torch.eye(32).view(32, 32, 1, 1)
     assert torch.allclose(network.weight, expected, atol=1e-6)
 
 
