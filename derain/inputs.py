@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from derain.data.fingerprints import known_sets, pixel_hash
+from derain.data.identify import identify_pairs
 from derain.data.pairs import Pair, find_rainy, folders_below, list_images, rainy_file
 from derain.data.synthesize import stand_in, synthetic_label
 from derain.test_sets import TestSet
 from derain.video import VIDEO_SUFFIXES
-from utils import IMAGE_SUFFIXES, InputError, read_rgb
+from utils import IMAGE_SUFFIXES, InputError
 
 
 def default_data(test_set: TestSet | None) -> Path:
@@ -31,24 +31,15 @@ def default_data(test_set: TestSet | None) -> Path:
 def label_of(test_set: TestSet, data_path: Path, pairs: Sequence[Pair]) -> tuple[str, int]:
     """Return what tables call the pairs, and how many have exactly the test set's pixels.
 
-    The label is the set's own name only if all its pairs are there, with its pixels.
+    The label is the set's own name only if all its pairs are there, with its pixels, under its numbers.
     """
     synthetic = synthetic_label(rainy_file(pairs[0]).parent)
     if synthetic:
         return f"{synthetic}, not {test_set.name}", 0
-    known, exact = known_sets()[test_set.name], 0
-    for pair in pairs:
-        try:
-            pixels = pixel_hash(read_rgb(pair.rainy)), pixel_hash(read_rgb(pair.clean))
-        except InputError:
-            continue  # reading it again for the test names it
-        exact += pixels == (known.rainy.get(pair.number), known.clean.get(pair.number))
-    if exact == len(pairs) == test_set.pairs:
-        return test_set.name, exact
-    if exact == len(pairs):
-        return f"{exact} of the {test_set.pairs} pairs of {test_set.name}", exact
-    folder = data_path.resolve().name
-    return f"{folder} ({len(pairs)} pairs, {exact} with the pixels of {test_set.name}), not {test_set.name}", exact
+    found = identify_pairs(pairs)
+    if found.name == test_set.name:
+        return found.label, found.exact
+    return f"{data_path.resolve().name} ({found.label}), not {test_set.name}", 0
 
 
 def find_images(data_path: Path, save_path: Path, recursive: bool) -> list[Path]:

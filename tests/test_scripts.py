@@ -16,6 +16,7 @@ import torch
 from conftest import ROOT, SCRIPTS, scene, write, write_pairs
 
 from derain import inputs
+from derain.data import identify
 from derain.data.fingerprints import KnownSet, pixel_hash
 from derain.data.pairs import find_pairs
 from derain.data.synthesize import stand_in
@@ -172,7 +173,7 @@ def test_each_test_script_measures(command: Command, tmp_path: Path, weights: Pa
     assert summary["environment"]["torch"] == torch.__version__
     # Three pairs are no Rain100: the label says so everywhere, and no reference stands beside them.
     name = script.removeprefix("test_").removesuffix(".py")
-    label = f"pairs (3 pairs, 0 with the pixels of {name}), not {name}"
+    label = f"pairs (3 images of no known set), not {name}"
     assert summary["data_set"]["name"] == label
     assert {row["data_set"] for row in rows} == {label}
     mean = np.mean([float(row["psnr_y"]) for row in rows])
@@ -187,7 +188,7 @@ def test_a_set_of_as_many_other_pictures_is_not_the_data_set(inline: Command, tm
     result = inline("test_Rain12.py", "--logdir", weights)
     assert result.returncode == 0, result.stderr
     rows = list(csv.DictReader((tmp_path / "results/Rain12/results.csv").read_text().splitlines()))
-    assert all("(12 pairs, 0 with the pixels of Rain12), not Rain12" in row["data_set"] for row in rows)
+    assert all("(12 images of no known set), not Rain12" in row["data_set"] for row in rows)
     assert "not Rain12)" in result.stdout
     assert "authors" not in result.stdout
 
@@ -246,21 +247,23 @@ def test_an_image_without_rain_has_infinite_psnr(inline: Command, tmp_path: Path
 def test_a_set_is_identified_by_its_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     pairs = find_pairs(write_pairs(tmp_path / "pairs", 12))
     hashes = {side: {p.number: pixel_hash(read_rgb(getattr(p, side))) for p in pairs} for side in ("rainy", "clean")}
-    known = KnownSet("Rain12", {}, hashes["clean"], hashes["rainy"], None)
-    monkeypatch.setattr(inputs, "known_sets", lambda: {"Rain12": known})
+    shown = {pair.number: f"photograph {pair.number}" for pair in pairs}
+    known = KnownSet("Rain12", shown, hashes["clean"], hashes["rainy"], None)
+    monkeypatch.setattr(identify, "known_sets", lambda: {"Rain12": known})
     if how == "partial":
         pairs = pairs[:5]
-    for pair in pairs if how == "cropped" else pairs[3:4] if how == "one pixel" else []:
-        rgb = read_rgb(pair.rainy)
-        rgb = rgb[:-1] if how == "cropped" else np.where(np.arange(rgb.size).reshape(rgb.shape) == 77, 255 - rgb, rgb)
-        write(pair.rainy, rgb)
+    if how == "one pixel":
+        rgb = read_rgb(pairs[3].rainy)
+        write(pairs[3].rainy, np.where(np.arange(rgb.size).reshape(rgb.shape) == 77, 255 - rgb, rgb))
+    for file in (file for pair in pairs for file in (pair.rainy, pair.clean) if how == "cropped"):
+        write(file, read_rgb(file)[:-1])
     assert (
         inputs.label_of(RAIN12, tmp_path / "pairs", pairs)
         == {
             "exact": ("Rain12", 12),
             "partial": ("5 of the 12 pairs of Rain12", 5),
-            "one pixel": ("pairs (12 pairs, 11 with the pixels of Rain12), not Rain12", 11),
-            "cropped": ("pairs (12 pairs, 0 with the pixels of Rain12), not Rain12", 0),
+            "one pixel": ("Rain12 with changes, 11 of 12 pairs exact", 11),
+            "cropped": ("pairs (12 images of no known set), not Rain12", 0),
         }[how]
     )
 
