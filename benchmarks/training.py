@@ -42,7 +42,6 @@ class Settings:
     rounds: int = setting(7, "measured steps of each candidate, in turn")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     json_path: Path | None = setting(None, "file for the times and the environment")
-    compile: bool = setting(True, "measure --compile of the train scripts, too; needs a C++ compiler")
 
 
 def plain_ssim(first: Tensor, second: Tensor) -> Tensor:
@@ -85,15 +84,11 @@ class PlainStep:
 class OurStep:
     """Training steps as derain.steps takes them; a call does one and returns its loss."""
 
-    def __init__(
-        self, state: plain_dargnet.State, rainy: Tensor, clean: Tensor, bf16: bool, compiled: bool = False
-    ) -> None:
+    def __init__(self, state: plain_dargnet.State, rainy: Tensor, clean: Tensor, bf16: bool) -> None:
         self.network = DARGNet()
         self.network.load_state_dict(convert_state_dict(state))
         self.network.to(rainy.device, memory_format=torch.channels_last)
-        speed_up(self.network, prelus=rainy.device.type == "cpu" and not compiled)
-        if compiled:
-            self.network.compile(dynamic=False)
+        speed_up(self.network, prelus=rainy.device.type == "cpu")
         self.rainy, self.clean = (x.to(memory_format=torch.channels_last) for x in (rainy, clean))
         self.bf16, self.ssim = bf16, SSIM().to(rainy.device)
         self.optimizer: torch.optim.Optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-3)
@@ -157,9 +152,6 @@ def main(settings: Settings) -> None:
     candidates["ours, fp32 (default)"] = OurStep(state, rainy, clean, bf16=False)
     candidates["ours, bf16"] = OurStep(state, rainy, clean, bf16=True)
     candidates["ours, bf16, Muon"] = MuonStep(state, rainy, clean)
-    if settings.compile:
-        candidates["ours, fp32, --compile"] = OurStep(state, rainy, clean, bf16=False, compiled=True)
-        candidates["ours, bf16, --compile"] = OurStep(state, rainy, clean, bf16=True, compiled=True)
     losses = {name: step() for name, step in candidates.items()}
     for name, loss in losses.items():
         if abs(loss - losses[PLAIN]) > (5e-3 if "bf16" in name else 1e-4):

@@ -145,14 +145,3 @@ def learning_rate_factor(schedule: str, step: int, last_step: float, warmup: int
     warm = min(1, (step + 1) / max(1, warmup))
     progress = step / last_step
     return warm * (1 - progress if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-def moving_average(decay: float) -> Any:
-    """Return an averaging function for AveragedModel: an exponential moving average with a short memory at first."""
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-        count = int(count)
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count) / (10 + count)))
-
-    return update

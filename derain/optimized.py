@@ -228,7 +228,7 @@ class LeanDualAttention(DualAttention):
 def speed_up(network: nn.Module, prelus: bool = True) -> bool:
     """Give parts of a network faster forward and backward passes; its parameters and their names stay the same.
 
-    prelus: those too; only worth it on the CPU, without torch.compile. Returns whether anything was changed;
+    prelus: those too; only worth it on the CPU. Returns whether anything was changed;
     nothing is if output or gradients would differ from the network as it is written.
     """
     plain, fast = (copy.deepcopy(network).cpu().double().train() for _ in range(2))

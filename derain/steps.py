@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from derain.checkpoint import RunFolder
 from derain.distributed import Processes
-from derain.optim import Muon, learning_rate_factor, moving_average
+from derain.optim import Muon, learning_rate_factor
 from derain.patches import GridPatches, RandomPatches
 from DerainDataset import DerainDataset
 from utils import InputError, choose_precision
@@ -41,7 +40,6 @@ class Training:
         self.device = next(network.parameters()).device
         self.precision = choose_precision(settings.precision, self.device)
         self.ssim = ssim.to(self.device)
-        self.average = AveragedModel(network, multi_avg_fn=moving_average(settings.ema)) if settings.ema else None
         if settings.optimizer == "muon":
             self.optimizer: torch.optim.Optimizer = Muon(
                 network, settings.muon_lr, settings.lr, weight_decay=settings.weight_decay, clip=settings.clip
@@ -50,8 +48,6 @@ class Training:
             self.optimizer = torch.optim.Adam(network.parameters(), settings.lr)
             for group in self.optimizer.param_groups:
                 group["initial_lr"] = settings.lr
-        if settings.compile:  # each batch size by itself, so that results don't depend on which came first
-            network.compile(dynamic=False)
         self.parallel = processes.wrap(network)
         self.step, self.lr_scale, self.rollbacks = 0, 1.0, 0
         steps = settings.epochs * patches.steps_per_epoch
@@ -75,8 +71,6 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         (weight * loss).backward()
         self.optimizer.step()
-        if self.average is not None:
-            self.average.update_parameters(self.network)
         self.step += 1
 
         mse = F.mse_loss(derained.detach().clamp(0, 1), clean)  # of this pass: another one would cost a quarter
@@ -156,16 +150,10 @@ class Training:
         total = sum(stage.share for stage in stages)
         return sum(s.share / total * t for s, t in zip(stages, times, strict=True)) / times[0]
 
-    def network_to_save(self) -> nn.Module:
-        """Return the averaged network if there is one, else the trained one."""
-        return self.network if self.average is None else self.average.module
-
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that resuming needs, and under `state_dict` the weights to use."""
+        """Return everything that resuming needs; the weights are under `state_dict`."""
         return {
-            "state_dict": self.network_to_save().state_dict(),
-            "network": self.network.state_dict(),
-            "average": self.average.state_dict() if self.average is not None else None,
+            "state_dict": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "last_step": self.last_step,
@@ -175,13 +163,11 @@ class Training:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what state_dict returned."""
-        self.network.load_state_dict(state["network"])
+        self.network.load_state_dict(state["state_dict"])
         chosen = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, settings in zip(self.optimizer.param_groups, chosen, strict=True):
             group |= {k: v for k, v in settings.items() if k not in ("steps", "running_norm")}  # --resume force
-        if self.average is not None and state["average"] is not None:
-            self.average.load_state_dict(state["average"])
         self.step, self.lr_scale, self.rollbacks = (state[k] for k in ("step", "lr_scale", "rollbacks"))
         if self.settings.minutes:
             self.last_step = state["last_step"]

@@ -74,7 +74,6 @@ class TrainSettings:
     )
     milestones: tuple[float, ...] = setting((40, 60, 80), "epochs after which the learning rate falls to a fifth")
     warmup: int = setting(200, "steps of linear warm-up (cosine and linear)")
-    ema: float = setting(0.0, "decay of the averaged weights that are saved; 0: save the last ones")
     start: str = setting("random", "initial weights: as built, or the network as an identity", ("random", "identity"))
     init: Path | None = setting(None, "weights to start from: a .pth file, or its folder")
     validation: int = setting(0, "pairs to hold out at least, by whole backgrounds; 0: train on all, as published")
@@ -84,7 +83,6 @@ class TrainSettings:
     precision: str = setting(
         "fp32", "arithmetic of the network; auto: bf16 where it is native. The loss is fp32", ("auto", "fp32", "bf16")
     )
-    compile: bool = setting(False, "speed up steps with torch.compile; takes a minute and a C++ compiler")
     deterministic: bool = setting(False, "use deterministic GPU kernels (slower); CPU kernels always are")
     seed: int = setting(0, "seed of everything random")
     resume: str = setting(
@@ -121,9 +119,8 @@ def check_settings(settings: TrainSettings) -> None:
     for name in ("validation", "validate_every", "warmup", "save_minutes", "weight_decay", "clip"):
         if not getattr(settings, name) >= 0:
             raise InputError(f"--{name} {getattr(settings, name)}: must not be below 0")
-    for name in ("ema", "recombine"):
-        if not 0 <= getattr(settings, name) <= 1 or settings.ema == 1:
-            raise InputError(f"--{name} {getattr(settings, name)}: must be between 0 and 1")
+    if not 0 <= settings.recombine <= 1:
+        raise InputError(f"--recombine {settings.recombine}: must be between 0 and 1")
     if settings.validation and settings.validation_path:
         raise InputError(f"--validation {settings.validation} and --validation_path: give only one of them")
     if settings.recombine and not settings.stages:
@@ -168,13 +165,7 @@ def train(
             return
         folder.begin(training.step, environment(device))
         processes.say(f"{len(data.pairs)} pairs, step {training.step}, {device} {training.precision}")
-        try:
-            run_steps(settings, training, data, validation, folder, processes)
-        except RuntimeError as error:
-            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                raise
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise InputError(f"--compile: torch can't compile the network ({reason}); leave --compile out") from error
+        run_steps(settings, training, data, validation, folder, processes)
 
 
 def load_data(
@@ -225,7 +216,7 @@ def prepare_network(settings: TrainSettings, network: nn.Module, device: torch.d
         print(f"{type(network).__name__} has no start_as_identity(): training starts from its weights as built")
     network = network.to(device, memory_format=torch.channels_last).train()
     # Elsewhere than on the CPU, reading the PReLUs' slopes would wait for all work before.
-    speed_up(network, prelus=device.type == "cpu" and not settings.compile)
+    speed_up(network, prelus=device.type == "cpu")
     return network
 
 
@@ -266,7 +257,7 @@ def run_steps(
                 processes.say(meter.line(training, settings.epochs))
                 folder.show(step, {f"batch/{k}": v for k, v in values.items()} | {"lr": training.rate})
             if validation is not None and processes.is_main and (step % validate_every == 0 or last):
-                scores, images = validate(training.network_to_save(), validation, training.precision)
+                scores, images = validate(training.network, validation, training.precision)
                 folder.log({"validation": len(validation.pairs), "step": step, "minutes": meter.minutes(), **scores})
                 folder.show(step, {f"validation/{k}": v for k, v in scores.items()}, "rainy_derained_clean", images)
                 processes.say(f"validation at step {step}: {scores['psnr_y']:.3f} dB (Y), {scores['ssim_y']:.4f}")

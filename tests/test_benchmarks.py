@@ -16,7 +16,7 @@ from benchmarks.common import summarise
 Command = Callable[..., subprocess.CompletedProcess[str]]
 TINY = {
     "inference": ("--logdir", ROOT / "logs/Rain100L", "--height", "40", "--width", "48", "--rounds", "2"),
-    "training": ("--batch_size", "1", "--patch_size", "32", "--rounds", "2", "--no-compile"),
+    "training": ("--batch_size", "1", "--patch_size", "32", "--rounds", "2"),
     "loading": ("--patch_size", "32", "--stride", "300", "--patches", "40", "--rounds", "2"),
 }
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from derain.optim import Muon, is_inner_kernel, learning_rate_factor, moving_average, orthogonalize
+from derain.optim import Muon, is_inner_kernel, learning_rate_factor, orthogonalize
 from networks import DARGNet
 
 
@@ -169,16 +169,3 @@ def test_learning_rates_that_fall_to_zero(schedule: str, halfway: float) -> None
 def test_linear_decay_is_linear() -> None:
     assert learning_rate_factor("linear", 250, 1000, 10, []) == pytest.approx(0.75)
     assert learning_rate_factor("cosine", 250, 1000, 10, []) == pytest.approx(0.5 + math.sqrt(0.5) / 2)
-
-
-def test_the_moving_average_is_short_at_first() -> None:
-    average, update = torch.zeros(1), moving_average(0.99)
-    expected = 0.0
-    for count in range(30):
-        update([average], [torch.tensor([float(count)])], count)
-        decay = min(0.99, (1 + count) / (10 + count))
-        expected = decay * expected + (1 - decay) * count
-    assert average.item() == pytest.approx(expected, rel=1e-5)
-    fixed = torch.zeros(1)
-    update([fixed], [torch.ones(1)], 10**6)
-    assert fixed.item() == pytest.approx(0.01)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -246,13 +245,11 @@ def test_the_faster_prelu_is_a_prelu(slope: float, dtype: torch.dtype) -> None:
         assert torch.allclose(plain, faster, rtol=1e-5 if dtype == torch.float32 else 1e-2)
 
 
-def steps(network: DARGNet, bf16: bool, compiled: bool = False) -> tuple[list[float], dict[str, Tensor]]:
+def steps(network: DARGNet, bf16: bool) -> tuple[list[float], dict[str, Tensor]]:
     """The losses of three steps of plain gradient descent on a fixed batch, and the weights after them."""
     generator = torch.Generator().manual_seed(0)
     rainy, clean = (torch.rand(2, 3, 24, 32, generator=generator) for _ in range(2))
     optimizer, ssim, found = torch.optim.SGD(network.parameters(), lr=0.01), SSIM(), []
-    if compiled:
-        network.compile(dynamic=False)
     for _ in range(3):
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             derained = network(rainy)
@@ -279,19 +276,3 @@ def test_the_faster_network_takes_the_same_steps(network: DARGNet, bf16: bool, p
     if not bf16:
         for name, value in state_plain.items():
             assert torch.allclose(value, state_faster[name], atol=2e-5), name
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
-def test_the_compiled_network_takes_the_same_steps() -> None:
-    """A small one: compiling the whole network takes a minute. Compiled again it repeats itself bit for bit."""
-    compiled = [DARGNet(channels=8, groups=1) for _ in range(3)]
-    for network in compiled[1:]:
-        network.load_state_dict(compiled[0].state_dict())
-        speed_up(network, prelus=False)
-    losses_plain, _ = steps(compiled[0], bf16=False)
-    losses_compiled, state = steps(compiled[1], bf16=False, compiled=True)
-    assert losses_compiled == pytest.approx(losses_plain, abs=1e-5)
-    torch.compiler.reset()
-    again = steps(compiled[2], bf16=False, compiled=True)[1]
-    assert all(torch.equal(state[name], again[name]) for name in state)

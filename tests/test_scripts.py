@@ -131,7 +131,6 @@ def test_the_command_for_synthetic_training_works(inline: Command, tmp_path: Pat
         (("--lr", "0"), "--lr 0.0: must be a number above 0"),
         (("--lr", "nan"), "--lr nan: must be a number above 0"),
         (("--save_minutes", "nan"), "--save_minutes nan: must not be below 0"),
-        (("--ema", "1"), "--ema 1.0"),
         (("--device", "cuda:77"), "--device cuda:77"),
         (("--patch_size", "500"), "smaller than a patch of 500"),
         (("--validation", "99"), "holding out 99 of 2 pairs"),

@@ -128,7 +128,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     """Interrupted within the second epoch; the learning rate and the patches change later on."""
     options: dict = {"epochs": 3, "milestones": (1, 2), "augment": True}
     if best:
-        options = BEST | {"warmup": 3, "ema": 0.9, "recombine": 0.5}
+        options = BEST | {"warmup": 3, "recombine": 0.5}
     whole = train(settings, max_steps=14, save_path=tmp_path / "whole", **options)
     with monkeypatch.context() as patch:
         interrupt_at(patch, 10)
@@ -234,7 +234,6 @@ def test_a_loss_that_is_not_finite_ends_the_run(settings: TrainSettings) -> None
         ({"epochs": 0}, "--epochs 0: must be a number above 0"),
         ({"lr": math.nan}, "--lr nan"),
         ({"minutes": -1}, "--minutes -1"),
-        ({"ema": 1.0}, r"--ema 1\.0: must be between"),
         ({"stages": ("64:4",)}, "--stages 64:4: each must be SIDE:BATCH:SHARE"),
         ({"stages": ("64:4:-1",)}, "--stages"),
         ({"recombine": 0.5}, "--recombine 0.5: needs random crops"),
@@ -272,18 +271,6 @@ def test_precision_is_what_the_network_computes_in(settings: TrainSettings, tmp_
     assert torch.bfloat16 in seen
 
 
-def test_the_saved_weights_are_the_moving_average(settings: TrainSettings, tmp_path: Path) -> None:
-    """Two steps, averaged by hand from the weights after each of them: 2/11 of the way to the second."""
-    first = train(settings, max_steps=1, save_path=tmp_path / "1")
-    second = train(settings, max_steps=2, save_path=tmp_path / "2")
-    averaged = train(settings, max_steps=2, save_path=tmp_path / "3", ema=0.999)
-    for name, value in averaged.items():
-        assert torch.allclose(value, first[name].lerp(second[name], 1 - 2 / 11), atol=1e-7), name
-    assert not same(averaged, second)
-    loaded = load_network(tmp_path / "3/state_latest.pth").state_dict()  # a training state gives the same weights
-    assert same(loaded, averaged)
-
-
 @pytest.mark.parametrize("script", [train_rain100H, train_rain100L])
 def test_recipes(script: ModuleType) -> None:
     """A recipe changes its settings and nothing else, and a flag of the command line wins over it."""
@@ -305,7 +292,6 @@ def test_recipes(script: ModuleType) -> None:
         "optimizer": "adam",
         "start": "random",
         "stages": (),
-        "ema": 0,
     }
     published |= {"augment": False, "precision": "fp32", "recombine": 0, "validation": 0, "init": None}
     assert paper.items() >= published.items()
@@ -459,7 +445,7 @@ def test_a_diverging_run_goes_back_and_lowers_its_learning_rate(
 
 def test_validation_measures_the_saved_weights_on_whole_pairs(settings: TrainSettings, tmp_path: Path) -> None:
     write_pairs(tmp_path / "pairs", 4)
-    train(settings, validation=2, max_steps=3, validate_every=2, ema=0.9)
+    train(settings, validation=2, max_steps=3, validate_every=2)
     lines = [line for line in log(settings) if "validation" in line]
     assert [(line["validation"], line["step"]) for line in lines] == [(2, 2), (2, 3)]
     data = DerainDataset(tmp_path / "pairs.h5", 32, 16)
@@ -567,14 +553,6 @@ def test_an_own_loss_is_used(settings: TrainSettings) -> None:
     set_seed(0)
     training.train(dataclasses.replace(settings, max_steps=1), DARGNet(groups=1), ssim=Half())
     assert log(settings)[-1]["ssim_loss"] == 0.5
-
-
-def test_compile_without_a_compiler_gets_one_line(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.compiler.reset()
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, str(settings.save_path / "no-compiler")))
-    with pytest.raises(InputError, match=r"--compile: .*no-compiler.*leave --compile out") as told:
-        train(settings, compile=True)
-    assert "\n" not in str(told.value)
 
 
 # ---------------------------------------------------------------- several processes
