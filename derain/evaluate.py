@@ -20,7 +20,6 @@ import numpy as np
 
 from derain import figure, page
 from derain.cli import check_folder, setting
-from derain.data.fingerprints import pixel_hash
 from derain.data.pairs import Pair, find_pairs, rainy_file, read_pair
 from derain.data.synthesize import synthetic_label
 from derain.inference import Loader, derain_image, open_network, parse_tile, weights_file
@@ -122,6 +121,10 @@ def evaluate(settings: EvalSettings, test_set: TestSet | None = None, load: Load
         video, folder = settings.data_path, settings.save_path or Path("results/real")
         check_folder(folder)
         MadeWith(folder, checksum, answer, precision, settings.quantize)
+        flags = ("skip_existing", "figure", "recursive", "show_rain")
+        ignored = [f"--{name}" for name in flags if getattr(settings, name) not in (None, False)]
+        if ignored:
+            print(f"{video}: a video, for which {', '.join(ignored)} has no effect", flush=True)
         how = (settings.codec, settings.crf, settings.start, settings.duration)
         derain_video(video, folder / video.name, lambda rgb: derain(rgb, video), *how)
         return
@@ -259,7 +262,6 @@ def write_and_measure(
             row |= {f"input_{name}": value for name, value in image_metrics(rainy.rgb, clean).items()}
         except ValueError as error:
             raise InputError(f"{rainy_file(item)}: {error}; remove the pair") from error
-        row |= {"rainy_pixels": pixel_hash(rainy.rgb), "clean_pixels": pixel_hash(clean)}
     row["milliseconds"] = milliseconds
     return Outcome(row, page.thumbnails(rainy.rgb, derained, clean) if with_thumbnails else None)
 

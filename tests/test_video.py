@@ -408,5 +408,8 @@ def test_the_script_derains_a_video(inline: Callable, tmp_path: Path) -> None:
     assert read_video(tmp_path / "results/real/drive.mp4")["times"] == list(TIMES)
     assert "6 frames in results/real/drive.mp4" in result.stdout
     part = ("--start", "0.1", "--duration", "0.2")
-    assert inline("test_real.py", "--data_path", "drive.mp4", "--logdir", "weights", *part).returncode == 0
+    without = ("--figure", "--show_rain")
+    result = inline("test_real.py", "--data_path", "drive.mp4", "--logdir", "weights", *part, *without)
+    assert result.returncode == 0, result.stderr
+    assert "drive.mp4: a video, for which --figure, --show_rain has no effect" in result.stdout
     assert read_video(tmp_path / "results/real/drive.mp4")["times"] == [100, 140]
