@@ -33,12 +33,16 @@ Box = tuple[int, int, int, int]  # left, top, width, height in pixels
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """An image of the figure. rainy, derained, clean: (H, W, 3) uint8 RGB of one size; clean may be missing."""
+    """An image of the figure. rainy, derained, clean: (H, W, 3) uint8 RGB of one size; clean may be missing.
+
+    methods: instead of `derained` alone, the derained images of several methods, by name.
+    """
 
     title: str
     rainy: np.ndarray
     derained: np.ndarray
     clean: np.ndarray | None = None
+    methods: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 class Sheet:
@@ -99,14 +103,24 @@ def montage(rows: Sequence[Row], crop: tuple[int, ...] | None = None) -> np.ndar
     width. None: `crop_place` chooses. Raises ValueError if an image does not have such pixels.
     """
     measured = rows[0].clean is not None
-    names = ["rainy", "derained", *(["clean"] if measured else []), "removed rain"]
+    several = rows[0].methods
+    names = [
+        "rainy",
+        *(several or ["derained"]),
+        *(["clean"] if measured else []),
+        *([] if several else ["removed rain"]),
+    ]
     scales = [_scale(max(row.rainy.shape[:2]), SMALLEST, LARGEST) for row in rows]
     widths = [-(-row.rainy.shape[1] * up // down) for row, (up, down) in zip(rows, scales, strict=True)]
     sheet = Sheet(max(NARROWEST, *widths), len(names))
     sheet.labels(names)
     for row, (up, down) in zip(rows, scales, strict=True):
-        rain = cv2.convertScaleAbs(cv2.absdiff(row.rainy, row.derained), alpha=RAIN_GAIN)  # cut off at 255
-        versions = [row.rainy, row.derained, *([row.clean] if row.clean is not None else []), rain]
+        measured_versions = [row.rainy, *(row.methods.values() or [row.derained])]
+        versions = [*measured_versions, *([row.clean] if row.clean is not None else [])]
+        if not several:
+            versions.append(
+                cv2.convertScaleAbs(cv2.absdiff(row.rainy, row.derained), alpha=RAIN_GAIN)
+            )  # cut off at 255
         x, y, w, h = crop_place(row) if crop is None else within(row.rainy, *crop)
         closer = _scale(w, sheet.column, sheet.column)
         sheet.blank(sheet.capitals)
@@ -116,9 +130,10 @@ def montage(rows: Sequence[Row], crop: tuple[int, ...] | None = None) -> np.ndar
         crops = [_scaled(version[y : y + h, x : x + w], closer) for version in versions]
         sheet.images(crops, (0, 0, *crops[0].shape[1::-1]))
         if row.clean is not None:
-            sheet.labels([_scores(row.rainy, row.clean), _scores(row.derained, row.clean), "PSNR / SSIM (Y)"])
+            sheet.labels([*(_scores(version, row.clean) for version in measured_versions), "PSNR / SSIM (Y)"])
     protocol = "PSNR, SSIM: Y channel, PReNet protocol. " if measured else ""
-    note = f"Removed rain: {RAIN_GAIN} x |rainy - derained|. Enlarged by repeating pixels, reduced by averaging."
+    removed = "" if several else f"Removed rain: {RAIN_GAIN} x |rainy - derained|. "
+    note = removed + "Enlarged by repeating pixels, reduced by averaging."
     sheet.blank(sheet.capitals // 2)
     sheet.remark(protocol + note, 3 * sheet.capitals // 4)
     return np.vstack([np.asarray(strip) for strip in sheet.strips])

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from derain import figure
 from derain.cli import run_script, setting
 from derain.data.fingerprints import ALIKE, agreement, content_signs
 from derain.data.identify import identify_pairs
@@ -44,11 +45,17 @@ class Settings:
     rainy_dir: Path | None = setting(None, "with --clean_dir: the folder of rainy images, for the scores of the input")
     protocol: str = setting("prenet", "how papers score; see derain/scores.py", (*PROTOCOLS, "all"))
     partial: bool = setting(False, "score methods that lack some images too, on those that all methods have")
+    figure: tuple[str, ...] | None = setting(
+        None, "draw the methods side by side: images by name, or without names those where the methods differ most"
+    )
+    crop: tuple[int, ...] | None = setting(None, "X Y SIZE: left, top, width (pixels) of the enlarged crop")
+    out: Path = setting(Path("results/methods.png"), "file for the figure")
     format: str = setting("markdown", "of the tables; csv and json have every image", tuple(FORMATS))
 
 
 def score_methods(settings: Settings) -> None:
     """Match, measure, and print the tables."""
+    figure.check_crop(settings.figure, settings.crop)
     targets = find_targets(settings)
     methods = [named_folder(text) for text in settings.methods]
     names = [name for name, _ in methods]
@@ -70,6 +77,9 @@ def score_methods(settings: Settings) -> None:
             raise InputError(f"{target.label}: no method has all images; --partial scores those that are there")
         results.append((target, measure(target, outputs, protocols)))
     print(FORMATS[settings.format](results, protocols, names))
+    if settings.figure is not None:
+        figure.save(settings.out, figure_of(*results[0], settings.figure, settings.crop))
+        say(f"{settings.out}: drawn")
 
 
 def say(line: str) -> None:
@@ -192,10 +202,9 @@ def measure(target: Target, outputs: dict[str, dict[str, Path]], protocols: Sequ
     pairs = [pair for pair in target.pairs if all(pair.key in found for found in outputs.values())]
     if not pairs:
         raise InputError(f"{target.label}: no image that all methods have")
-    scored = {name: Scored(name, {}) for name in outputs}
     if pairs[0].rainy != pairs[0].clean:
         outputs = {INPUT: {pair.key: pair.rainy for pair in pairs}, **outputs}
-        scored = {INPUT: Scored(INPUT, {}), **scored}
+    scored = {name: Scored(name, {}, found) for name, found in outputs.items()}
     signs: dict[str, list[np.ndarray]] = {name: [] for name in ["clean", *outputs]}
 
     def scores_of(pair: Pair) -> tuple[dict[str, Row], dict[str, np.ndarray]]:
@@ -236,6 +245,43 @@ def measure(target: Target, outputs: dict[str, dict[str, Path]], protocols: Sequ
 def listed(names: Sequence[str]) -> str:
     """Return up to eight names, and how many there are."""
     return ", ".join(names[:8]) + (f" and {len(names) - 8} others" if len(names) > 8 else "")
+
+
+# ---------------------------------------------------------------- figure
+
+
+def figure_of(
+    target: Target, scored: Sequence[Scored], names: Sequence[str], crop: tuple[int, ...] | None
+) -> np.ndarray:
+    """Return a figure, (H, W, 3) uint8 RGB, of the images in `names`, or of the three where methods differ most.
+
+    Raises InputError for a name that no image has, or a crop that lies outside an image.
+    """
+    methods = [method for method in scored if method.name != INPUT]
+    pairs = {pair.key: pair for pair in target.pairs if pair.key in methods[0].rows}
+    protocol = next(iter(next(iter(methods[0].rows.values()))))
+    keys = []
+    for name in names:
+        found = [k for k, p in pairs.items() if name in (k, p.rainy.name, p.rainy.stem, p.clean.name, p.clean.stem)]
+        if not found:
+            raise InputError(f"--figure {name}: no such image among the {len(pairs)} of {target.label}")
+        keys += found[:1]
+
+    def spread(key: str) -> float:
+        found = [method.rows[key][protocol][0] for method in methods]
+        return float(np.nan_to_num(max(found) - min(found)))
+
+    rows = []
+    for key in keys or sorted(pairs, key=spread, reverse=True)[:3]:
+        images = {method.name: read_rgb(method.files[key]) for method in methods}
+        first = next(iter(images.values()))
+        pair = pairs[key]
+        rainy, clean = read_rgb(pair.rainy), read_rgb(pair.clean)
+        rows.append(figure.Row(f"{target.label}, {pair.rainy.name}", rainy, first, clean, images))
+    try:
+        return figure.montage(rows, crop)
+    except ValueError as error:
+        raise InputError(f"--crop {' '.join(map(str, crop or ()))}: {error}; choose a place within it") from error
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from scipy.stats import ttest_rel
@@ -38,10 +39,11 @@ class Target:
 
 @dataclasses.dataclass
 class Scored:
-    """The scores of one method on one set, by the pairs' keys."""
+    """The scores of one method on one set, and its images, by the pairs' keys."""
 
     name: str
     rows: dict[str, Row]
+    files: dict[str, Path] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import scene, write, write_pairs
 from scipy.signal import convolve2d
+from test_figure import find
 from test_ssim import vector
 
 from derain.score_tables import Column, Scored, Target, difference, means, ranks, tables, verdict
@@ -170,6 +171,27 @@ def test_several_sets_and_all_formats(inline: Command, tmp_path: Path) -> None:
     assert content[0]["methods"]["b"]["psnr"] == pytest.approx(np.mean(one))
     assert f"{np.mean(one):.3f}" in shown["markdown"] and f"{np.mean(one):.3f}" in shown["latex"]
     assert all(line.lstrip()[0] in "%\\" or line.endswith(r"\\") for line in shown["latex"].splitlines() if line)
+
+
+def test_a_figure_of_several_methods(inline: Command, tmp_path: Path) -> None:
+    """Their images stand side by side, at their pixels; without names those where the methods differ most."""
+    size = {"height": 64, "width": 72}
+    write_pairs(tmp_path / "pairs", 4, **size)
+    outputs(tmp_path / "a", "{0}.png", 4)
+    outputs(tmp_path / "b", "{0}.png", 4, noise=5)
+    outputs(tmp_path / "b", "{0}.png", 1, noise=30, first=3)
+    common = ("derain.score", "--set", "pairs", "a", "b", "--out", "f.png", "--figure")
+    assert inline(*common, "rain-002", "--crop", "0", "0", "72").returncode == 0
+    drawn, enlarged = read_rgb(tmp_path / "f.png"), 240 // 72
+    for path in ("pairs/rainy/rain-002.png", "a/2.png", "b/2.png", "pairs/norain-002.png"):
+        find(drawn, read_rgb(tmp_path / path)[40:].repeat(enlarged, 0).repeat(enlarged, 1))
+    assert inline(*common).returncode == 0
+    chosen = read_rgb(tmp_path / "f.png")
+    assert inline(*common, "rain-003").returncode == 0
+    assert np.array_equal(chosen[:300], read_rgb(tmp_path / "f.png")[:300])
+    for wrong in (["rain-009"], ["--crop", "60", "0", "72"]):
+        result = inline(*common, *wrong)
+        assert (result.returncode, result.stderr.count("error: --")) == (2, 1)
 
 
 FORMATS = ("markdown", "latex", "csv", "json")
