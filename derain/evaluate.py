@@ -300,7 +300,7 @@ def report(
     if settings.page:
         note = f"{len(rows)} images of {images.data_path}, {how}." + (f" Scores: {PROTOCOL}." if lines else "")
         title = images.label if lines else f"Derained: {images.data_path.name}"
-        page.write_page(images.save_path, title, note, lines, rows, thumbnails)
+        page.write_test_page(images.save_path, title, note, lines, rows, thumbnails)
         files.append("index.html")
     if lines:
         print("\n" + table(f"{images.label}, {len(rows)} pairs ({PROTOCOL})", lines))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -26,9 +26,23 @@ SMALLEST, LARGEST = 240, 800  # pixels of a whole image's longer side; beyond th
 NARROWEST = 240  # pixels of a column: room for its text
 LONGEST_TEXT = 160  # characters
 CAPITALS = 0.7  # height of Pillow's own font's capitals, as a part of its size
-RAIN_GAIN = 2  # light rain is hard to see as it is
+RAIN_GAIN, ERROR_GAIN = 2, 4  # light rain and errors are hard to see as they are
 FRAME, RED, GREY, BLACK = 3, (225, 30, 30), (100, 100, 100), (0, 0, 0)  # FRAME: pixels
 Box = tuple[int, int, int, int]  # left, top, width, height in pixels
+Scale = tuple[int, int]  # by which whole numbers to enlarge and reduce; one of them is 1
+Colour = tuple[int, int, int]
+
+
+class Text(NamedTuple):
+    """A line of text: its place, in pixels, on the base line, the width that it may take, and its looks."""
+
+    text: str
+    x: int
+    y: int
+    width: int
+    capitals: int
+    colour: Colour
+    centred: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,97 +60,139 @@ class Row:
 
 
 class Sheet:
-    """Strips of text and images from top to bottom, in columns that are `column` pixels wide."""
+    """Text and images from top to bottom, in columns that are `column` pixels wide; drawn as PNG or as PDF."""
 
     def __init__(self, column: int, columns: int) -> None:
         self.column, self.capitals = column, column // 24  # capitals: height of text in pixels
         self.gap, self.margin = max(2 * FRAME, column // 40), max(FRAME, column // 80)  # between columns, around images
         self.lefts = [self.gap + i * (column + self.gap) for i in range(columns)]
-        self.width = self.lefts[-1] + column + self.gap
-        self.strips: list[Image.Image] = []
-
-    def blank(self, height: int) -> Image.Image:
-        """Add and return an empty strip."""
-        self.strips.append(Image.new("RGB", (self.width, height), "white"))
-        return self.strips[-1]
+        self.width, self.height = self.lefts[-1] + column + self.gap, 0
+        self.texts: list[Text] = []
+        self.pictures: list[tuple[np.ndarray, Scale, int, int]] = []  # image, scale, left, top
+        self.frames: list[Box] = []
 
     def labels(self, texts: Sequence[str]) -> None:
-        """Add a strip of texts, each in the middle of its column."""
-        strip = self.blank(2 * self.capitals)
+        """Add texts, each in the middle of its column."""
         for text, left in zip(texts, self.lefts, strict=False):
-            _write(strip, text, left + self.column // 2, self.column, BLACK, "ms")
+            self._write(text, left + self.column // 2, self.column, self.capitals, BLACK, True)
+        self.height += 2 * self.capitals
 
     def remark(self, text: str, capitals: int) -> None:
-        """Add a strip with one text that begins at the left edge. capitals: their height in pixels."""
-        _write(self.blank(2 * capitals), text, self.gap, self.width - 2 * self.gap, GREY, "ls")
+        """Add a text that begins at the left edge. capitals: their height in pixels."""
+        self._write(text, self.gap, self.width - 2 * self.gap, capitals, GREY, False)
+        self.height += 2 * capitals
 
-    def images(self, versions: Sequence[np.ndarray], framed: Box) -> None:
-        """Add a strip of equal-sized images in the middle of their columns, each with a red frame around a part."""
-        height, width = versions[0].shape[:2]
-        x, y, w, h = framed
-        strip = self.blank(height + 2 * self.margin)
-        for version, begin in zip(versions, self.lefts, strict=True):
-            start = begin + (self.column - width) // 2
-            strip.paste(Image.fromarray(version), (start, self.margin))
-            left, top = start + x - FRAME, self.margin + y - FRAME  # the frame lies outside the part
-            box = (left, top, left + w + 2 * FRAME - 1, top + h + 2 * FRAME - 1)
-            ImageDraw.Draw(strip).rectangle(box, outline=RED, width=FRAME)
+    def _write(self, text: str, x: int, width: int, capitals: int, colour: Colour, centred: bool) -> None:
+        text = text.encode("ascii", "backslashreplace").decode()  # the font has no other letters
+        text = text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 3] + "..."
+        self.texts.append(Text(text, x, self.height + 3 * capitals // 2, width, capitals, colour, centred))
+
+    def images(self, versions: Sequence[np.ndarray], scale: Scale, framed: Box | None = None) -> None:
+        """Add equal-sized images in the middle of their columns, each with a red frame around a part, or the whole."""
+        height, width = (-(-side * scale[0] // scale[1]) for side in versions[0].shape[:2])
+        x, y, w, h = framed or (0, 0, width, height)
+        for version, begin in zip(versions, self.lefts, strict=False):
+            left, top = begin + (self.column - width) // 2, self.height + self.margin
+            self.pictures.append((version, scale, left, top))
+            # the frame lies outside the part
+            self.frames.append((left + x - FRAME, top + y - FRAME, w + 2 * FRAME, h + 2 * FRAME))
+        self.height += height + 2 * self.margin
+
+    def drawn(self) -> np.ndarray:
+        """Return the sheet, (height, width, 3) uint8 RGB."""
+        canvas = Image.new("RGB", (self.width, self.height), "white")
+        draw = ImageDraw.Draw(canvas)
+        for image, scale, left, top in self.pictures:
+            canvas.paste(Image.fromarray(_scaled(image, scale)), (left, top))
+        for x, y, w, h in self.frames:
+            draw.rectangle((x, y, x + w - 1, y + h - 1), outline=RED, width=FRAME)
+        for t in self.texts:
+            size = t.capitals / CAPITALS
+            font = ImageFont.load_default(size * min(1, t.width / ImageFont.load_default(size).getlength(t.text)))
+            draw.text((t.x, t.y), t.text, fill=t.colour, font=font, anchor="ms" if t.centred else "ls")
+        return np.asarray(canvas)
+
+    def save_pdf(self, path: Path) -> None:
+        """Write the sheet as PDF: text and frames as such, fonts embedded, each image with its own pixels.
+
+        Raises ImportError without matplotlib.
+        """
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Rectangle
+        from matplotlib.textpath import TextPath
+
+        with atomic_path(path) as temporary, rc_context({"pdf.fonttype": 42}):
+            figure = Figure((self.width / 100, self.height / 100))
+            axes = figure.add_axes((0, 0, 1, 1), xlim=(0, self.width), ylim=(self.height, 0))
+            axes.axis("off")
+            for image, (up, down), x, y in self.pictures:
+                height, width = (side * up / down for side in image.shape[:2])
+                axes.imshow(image, extent=(x, x + width, y + height, y), interpolation="none", aspect="auto")
+            for x, y, w, h in self.frames:
+                place, thick = (x + FRAME / 2, y + FRAME / 2), FRAME * 0.72  # a pixel is 0.72 points
+                axes.add_patch(Rectangle(place, w - FRAME, h - FRAME, fill=False, edgecolor=_rgb(RED), linewidth=thick))
+            for t in self.texts:
+                size = t.capitals / 0.73 * 0.72  # the capitals of DejaVu Sans, which stands for PNG's font
+                size *= min(1, t.width / 100 * 72 / TextPath((0, 0), t.text, size).get_extents().width)
+                align = "center" if t.centred else "left"
+                axes.text(t.x, t.y, t.text, size=size, color=_rgb(t.colour), ha=align, parse_math=False)
+            axes.set(xlim=(0, self.width), ylim=(self.height, 0))
+            figure.savefig(temporary, format="pdf")
 
 
-def _write(strip: Image.Image, text: str, x: int, width: int, colour: tuple[int, int, int], anchor: str) -> None:
-    """Write a text at x with capitals half as high as the strip, or smaller if it is wider than `width` then.
-
-    anchor: Pillow's, "ms" for a text around x, "ls" for one that begins there.
-    """
-    text = text.encode("ascii", "backslashreplace").decode()  # the font has no other letters
-    text = text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 3] + "..."
-    size = strip.height / 2 / CAPITALS
-    size *= min(1, width / ImageFont.load_default(size).getlength(text))
-    font = ImageFont.load_default(size)
-    ImageDraw.Draw(strip).text((x, strip.height * 3 // 4), text, fill=colour, font=font, anchor=anchor)
+def _rgb(colour: Colour) -> tuple[float, ...]:
+    return tuple(value / 255 for value in colour)
 
 
-def montage(rows: Sequence[Row], crop: tuple[int, ...] | None = None) -> np.ndarray:
-    """Return the figure, (height, width, 3) uint8 RGB: a row for each image, in columns as wide as the widest.
+def sheet_of(rows: Sequence[Row], crop: tuple[int, ...] | None = None, errors: bool = False) -> Sheet:
+    """Return the figure: a row for each image, in columns as wide as the widest.
 
     crop: left, top and width of what is enlarged, in pixels of the images; its height is half its
-    width. None: `crop_place` chooses. Raises ValueError if an image does not have such pixels.
+    width. None: `crop_place` chooses. errors: show under each crop how it differs from the clean image.
+
+    Raises ValueError if an image does not have such pixels.
     """
-    measured = rows[0].clean is not None
-    several = rows[0].methods
-    names = [
-        "rainy",
-        *(several or ["derained"]),
-        *(["clean"] if measured else []),
-        *([] if several else ["removed rain"]),
-    ]
+    methods, measured = rows[0].methods, rows[0].clean is not None
+    last = ([] if not measured else ["clean"]) + ([] if methods else ["removed rain"])
+    names = ["rainy", *(methods or ["derained"]), *last]
     scales = [_scale(max(row.rainy.shape[:2]), SMALLEST, LARGEST) for row in rows]
     widths = [-(-row.rainy.shape[1] * up // down) for row, (up, down) in zip(rows, scales, strict=True)]
     sheet = Sheet(max(NARROWEST, *widths), len(names))
     sheet.labels(names)
-    for row, (up, down) in zip(rows, scales, strict=True):
-        measured_versions = [row.rainy, *(row.methods.values() or [row.derained])]
-        versions = [*measured_versions, *([row.clean] if row.clean is not None else [])]
-        if not several:
-            versions.append(
-                cv2.convertScaleAbs(cv2.absdiff(row.rainy, row.derained), alpha=RAIN_GAIN)
-            )  # cut off at 255
+    for row, scale in zip(rows, scales, strict=True):
+        (up, down), outputs = scale, [row.rainy, *(row.methods.values() or [row.derained])]
+        versions = outputs + ([] if row.clean is None else [row.clean])
+        if not methods:
+            versions.append(_difference(row.rainy, row.derained, RAIN_GAIN))
         x, y, w, h = crop_place(row) if crop is None else within(row.rainy, *crop)
         closer = _scale(w, sheet.column, sheet.column)
-        sheet.blank(sheet.capitals)
+        sheet.height += sheet.capitals
         sheet.remark(f"{row.title} (image {up}:{down}, crop {closer[0]}:{closer[1]})", sheet.capitals)
-        marked = (x * up // down, y * up // down, max(1, w * up // down), max(1, h * up // down))
-        sheet.images([_scaled(version, (up, down)) for version in versions], marked)
-        crops = [_scaled(version[y : y + h, x : x + w], closer) for version in versions]
-        sheet.images(crops, (0, 0, *crops[0].shape[1::-1]))
+        framed = (x * up // down, y * up // down, max(1, w * up // down), max(1, h * up // down))
+        sheet.images(versions, scale, framed)
+        crops = [version[y : y + h, x : x + w] for version in versions]
+        sheet.images(crops, closer)
         if row.clean is not None:
-            sheet.labels([*(_scores(version, row.clean) for version in measured_versions), "PSNR / SSIM (Y)"])
-    protocol = "PSNR, SSIM: Y channel, PReNet protocol. " if measured else ""
-    removed = "" if several else f"Removed rain: {RAIN_GAIN} x |rainy - derained|. "
-    note = removed + "Enlarged by repeating pixels, reduced by averaging."
-    sheet.blank(sheet.capitals // 2)
-    sheet.remark(protocol + note, 3 * sheet.capitals // 4)
-    return np.vstack([np.asarray(strip) for strip in sheet.strips])
+            if errors:
+                clean = crops[len(outputs)]
+                sheet.images([_difference(image, clean, ERROR_GAIN) for image in crops[: len(outputs) + 1]], closer)
+            sheet.labels([*(_scores(image, row.clean) for image in outputs), "PSNR / SSIM (Y)"])
+    notes = ["PSNR, SSIM: Y channel, PReNet protocol."] if measured else []
+    notes += [] if methods else [f"Removed rain: {RAIN_GAIN} x |rainy - derained|."]
+    notes += [f"Errors: {ERROR_GAIN} x |image - clean|."] if errors and measured else []
+    sheet.height += sheet.capitals // 2
+    sheet.remark(" ".join([*notes, "Enlarged by repeating pixels, reduced by averaging."]), 3 * sheet.capitals // 4)
+    return sheet
+
+
+def montage(rows: Sequence[Row], crop: tuple[int, ...] | None = None) -> np.ndarray:
+    """Return the figure of sheet_of as an image, (height, width, 3) uint8 RGB."""
+    return sheet_of(rows, crop).drawn()
+
+
+def _difference(image: np.ndarray, other: np.ndarray, gain: int) -> np.ndarray:
+    return cv2.convertScaleAbs(cv2.absdiff(image, other), alpha=gain)  # cut off at 255
 
 
 def crop_place(row: Row) -> Box:
@@ -174,12 +230,12 @@ def within(image: np.ndarray, x: int, y: int, w: int) -> Box:
     return x, y, w, h
 
 
-def _scale(size: int, least: int, most: int) -> tuple[int, int]:
+def _scale(size: int, least: int, most: int) -> Scale:
     """Return by which whole numbers to enlarge and reduce, one of them 1, for `least` to `most` pixels."""
     return (1, -(-size // most)) if size > most else (max(1, least // size), 1)
 
 
-def _scaled(image: np.ndarray, scale: tuple[int, int]) -> np.ndarray:
+def _scaled(image: np.ndarray, scale: Scale) -> np.ndarray:
     """Return every pixel repeated, or means of squares; what a last square lacks is filled with the border's pixels."""
     up, down = scale
     if down == 1:

@@ -1,4 +1,4 @@
-"""index.html, the page that a test leaves beside its tables: every image with a before/after slider.
+"""index.html, the page that a test leaves beside its tables: every image with a slider between any two versions.
 
 It is one file, with small JPEGs of the images in it, to be mailed or opened from a disk. Its template is page.html.
 """
@@ -6,6 +6,7 @@ It is one file, with small JPEGs of the images in it, to be mailed or opened fro
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import json
 import re
@@ -21,16 +22,27 @@ from utils import write_atomically
 
 TEMPLATE = Path(__file__).with_name("page.html")
 LONGEST_SIDE = 480  # pixels of an image on the page
-MOST_IMAGES = 200  # on one page, about 20 MB; of larger sets every n-th image is shown
-SCORES = {"psnr": "psnr_y", "input": "input_psnr_y", "ssim": "ssim_y"}  # name in page.html -> column; null: infinite
-Thumbnails = dict[str, str]  # rainy, derained, rain, and clean if there is one -> data URI
+MOST_THUMBNAILS = 800  # on one page, about 20 MB; of larger sets every n-th image is shown
+Thumbnails = dict[str, str]  # version of an image, such as rainy or derained -> data URI
 
 
-def shown(count: int) -> set[int]:
-    """Return which of `count` images the page shows: all, or MOST_IMAGES of them, evenly spread."""
-    if count <= MOST_IMAGES:
-        return set(range(count))
-    return set(np.linspace(0, count - 1, MOST_IMAGES).astype(int).tolist())
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """An image of the page.
+
+    scores: PSNR and SSIM by version, those that have them. files: links to whole images, by version.
+    """
+
+    name: str
+    thumbnails: Thumbnails
+    scores: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def shown(count: int, versions: int = 4) -> set[int]:
+    """Return which of `count` images in so many versions the page shows: all, or some of them, evenly spread."""
+    most = max(1, MOST_THUMBNAILS // versions)
+    return set(np.linspace(0, count - 1, min(count, most)).astype(int).tolist())
 
 
 def thumbnails(rainy: np.ndarray, derained: np.ndarray, clean: np.ndarray | None) -> Thumbnails:
@@ -41,10 +53,11 @@ def thumbnails(rainy: np.ndarray, derained: np.ndarray, clean: np.ndarray | None
     versions = {"rainy": rainy, "derained": derained, "rain": cv2.absdiff(rainy, derained)}
     if clean is not None:
         versions["clean"] = clean
-    return {name: _data_uri(image) for name, image in versions.items()}
+    return {name: data_uri(image) for name, image in versions.items()}
 
 
-def _data_uri(rgb: np.ndarray) -> str:
+def data_uri(rgb: np.ndarray) -> str:
+    """Return a small JPEG of an image, (H, W, 3) uint8 RGB, as a data URI."""
     scale = LONGEST_SIDE / max(rgb.shape[:2])
     if scale < 1:
         size = (max(1, round(rgb.shape[1] * scale)), max(1, round(rgb.shape[0] * scale)))
@@ -72,7 +85,43 @@ def histogram(gains: Sequence[float]) -> str:
     return f'<svg viewBox="0 0 {width} {bottom + 26}" role="img" aria-label="{described}">{bars}{labels}</svg>'
 
 
+def html_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a table of cells that are HTML already."""
+    rows = "".join(f"<tr><th>{line[0]}</th>" + "".join(f"<td>{c}</td>" for c in line[1:]) + "</tr>" for line in lines)
+    return f'<div class="wide"><table><tr>{"".join(f"<th>{h}</th>" for h in head)}</tr>{rows}</table></div>'
+
+
 def write_page(
+    folder: Path, title: str, note: str, table: str, items: Sequence[Item], compared: Sequence[str], left_out: int = 0
+) -> None:
+    """Write index.html, atomically.
+
+    table: HTML. compared: the two versions that the page shows at first, left and right. left_out: images without
+    an item.
+    """
+    if left_out:
+        note += f" {len(items)} of {len(items) + left_out} images are shown."
+    if items:
+        note += f" Shown at {LONGEST_SIDE} pixels at most" + (
+            "; a name links to the whole image." if items[0].files else "."
+        )
+    data = [
+        {
+            "name": item.name,
+            "images": item.thumbnails,
+            "files": item.files,
+            "scores": {k: [round(v, 4) if np.isfinite(v) else None for v in two] for k, two in item.scores.items()},
+        }
+        for item in items
+    ]
+    # '<' is escaped so that no name can end the script
+    text = json.dumps({"compared": compared, "items": data}).replace("<", "\\u003c")
+    fields = {"TITLE": html.escape(title), "NOTE": html.escape(note), "TABLE": table, "DATA": text}
+    page = re.sub("@(TITLE|NOTE|TABLE|DATA)@", lambda match: fields[match[1]], TEMPLATE.read_text(encoding="utf-8"))
+    write_atomically(folder / "index.html", page)
+
+
+def write_test_page(
     folder: Path,
     title: str,
     note: str,
@@ -80,31 +129,18 @@ def write_page(
     rows: Sequence[Mapping[str, Any]],
     small: Mapping[str, Thumbnails],
 ) -> None:
-    """Write index.html, atomically. lines: as results.table takes them; small: by the rows' image names."""
-    gains = [row["psnr_y"] - row["input_psnr_y"] for row in rows if "psnr_y" in row]
-    finite = [gain for gain in gains if np.isfinite(gain)]
-    table = ""
+    """Write the page of a test. lines: as results.table takes them; small: by the rows' image names."""
+    table, items = "", []
     if lines:
-        head = "".join(f"<th>{metric.upper()}</th>" for metric in METRICS)
-        body = ""
-        for name, values in lines:
-            body += f"<tr><th>{html.escape(name)}</th>" + "".join(f"<td>{c}</td>" for c in cells(values)) + "</tr>"
-        table = f'<div class="wide"><table><tr><th></th>{head}</tr>{body}</table></div>'
-    if finite:
+        head = ["", *(metric.upper() for metric in METRICS)]
+        table = html_table(head, [[html.escape(name), *cells(values)] for name, values in lines])
+    gains = [row["psnr_y"] - row["input_psnr_y"] for row in rows if "psnr_y" in row]
+    if finite := [gain for gain in gains if np.isfinite(gain)]:
         table += f"<h2>PSNR gained (Y), {len(finite)} images</h2>{histogram(finite)}"
-    items = []
     for row in rows:
-        if row["image"] in small:
-            scores = {key: row[column] for key, column in SCORES.items() if column in row}
-            known = {key: round(value, 4) if np.isfinite(value) else None for key, value in scores.items()}
-            items.append({"name": row["image"], **known, **small[row["image"]]})
-    left_out = len(rows) - len(items)
-    if left_out:
-        note += f" {len(items)} of {len(rows)} images are shown; results.csv has them all."
-    if items:
-        note += f" Shown at {LONGEST_SIDE} pixels at most; a name links to the whole derained image."
-    # '<' is escaped so that no name can end the script
-    data = json.dumps(items).replace("<", "\\u003c")
-    fields = {"TITLE": html.escape(title), "NOTE": html.escape(note), "TABLE": table, "DATA": data}
-    text = re.sub("@(TITLE|NOTE|TABLE|DATA)@", lambda match: fields[match[1]], TEMPLATE.read_text(encoding="utf-8"))
-    write_atomically(folder / "index.html", text)
+        name, scores = row["image"], {}
+        if "psnr_y" in row:
+            scores = {"rainy": (row["input_psnr_y"], row["input_ssim_y"]), "derained": (row["psnr_y"], row["ssim_y"])}
+        if name in small:
+            items.append(Item(name, small[name], scores, {"derained": name}))
+    write_page(folder, title, note, table, items, ("rainy", "derained"), len(rows) - len(items))

@@ -21,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
-from derain import figure
-from derain.cli import run_script, setting
+from derain import figure, page
+from derain.cli import check_folder, run_script, setting
 from derain.data.fingerprints import ALIKE, agreement, content_signs
 from derain.data.identify import identify_pairs
 from derain.data.pairs import Pair, find_pairs, list_images, name_key
 from derain.data.synthesize import synthetic_label
-from derain.score_tables import FORMATS, INPUT, Row, Scored, Target
+from derain.score_tables import FORMATS, INPUT, Row, Scored, Target, tables
 from derain.scores import PROTOCOLS, score
 from derain.test_sets import TEST_SETS
 from utils import InputError, read_rgb
@@ -49,13 +49,16 @@ class Settings:
         None, "draw the methods side by side: images by name, or without names those where the methods differ most"
     )
     crop: tuple[int, ...] | None = setting(None, "X Y SIZE: left, top, width (pixels) of the enlarged crop")
-    out: Path = setting(Path("results/methods.png"), "file for the figure")
+    errors: bool = setting(False, "in the figure, show under each crop how it differs from the clean image")
+    page: bool = setting(False, "write index.html, every image with a slider between any two methods")
+    out: Path = setting(Path("results/methods"), "folder for figure and page; with several sets, one below it for each")
     format: str = setting("markdown", "of the tables; csv and json have every image", tuple(FORMATS))
 
 
 def score_methods(settings: Settings) -> None:
     """Match, measure, and print the tables."""
     figure.check_crop(settings.figure, settings.crop)
+    check_folder(settings.out)
     targets = find_targets(settings)
     methods = [named_folder(text) for text in settings.methods]
     names = [name for name, _ in methods]
@@ -77,9 +80,13 @@ def score_methods(settings: Settings) -> None:
             raise InputError(f"{target.label}: no method has all images; --partial scores those that are there")
         results.append((target, measure(target, outputs, protocols)))
     print(FORMATS[settings.format](results, protocols, names))
-    if settings.figure is not None:
-        figure.save(settings.out, figure_of(*results[0], settings.figure, settings.crop))
-        say(f"{settings.out}: drawn")
+    for target, scored in results:
+        folder = settings.out if len(results) == 1 else settings.out / target.folder
+        if settings.figure is not None:
+            save_figure(folder, figure_of(target, scored, settings.figure, settings.crop, settings.errors))
+        if settings.page:
+            write_page(folder, target, scored)
+            say(f"{folder / 'index.html'}: written")
 
 
 def say(line: str) -> None:
@@ -247,13 +254,13 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} others" if len(names) > 8 else "")
 
 
-# ---------------------------------------------------------------- figure
+# ---------------------------------------------------------------- figure and page
 
 
 def figure_of(
-    target: Target, scored: Sequence[Scored], names: Sequence[str], crop: tuple[int, ...] | None
-) -> np.ndarray:
-    """Return a figure, (H, W, 3) uint8 RGB, of the images in `names`, or of the three where methods differ most.
+    target: Target, scored: Sequence[Scored], names: Sequence[str], crop: tuple[int, ...] | None, errors: bool
+) -> figure.Sheet:
+    """Return a figure of the images in `names`, or of the three where the methods differ most.
 
     Raises InputError for a name that no image has, or a crop that lies outside an image.
     """
@@ -279,9 +286,41 @@ def figure_of(
         rainy, clean = read_rgb(pair.rainy), read_rgb(pair.clean)
         rows.append(figure.Row(f"{target.label}, {pair.rainy.name}", rainy, first, clean, images))
     try:
-        return figure.montage(rows, crop)
+        return figure.sheet_of(rows, crop, errors)
     except ValueError as error:
         raise InputError(f"--crop {' '.join(map(str, crop or ()))}: {error}; choose a place within it") from error
+
+
+def save_figure(folder: Path, sheet: figure.Sheet) -> None:
+    """Write figure.png, and figure.pdf where matplotlib is installed."""
+    figure.save(folder / figure.NAME, sheet.drawn())
+    say(f"{folder / figure.NAME}: drawn")
+    try:
+        sheet.save_pdf(folder / "figure.pdf")
+        say(f"{folder / 'figure.pdf'}: drawn")
+    except ImportError:
+        say(f"{folder / 'figure.pdf'}: not drawn; pip install matplotlib")
+
+
+def write_page(folder: Path, target: Target, scored: list[Scored]) -> None:
+    """Write index.html: scores under the first protocol, and every image in the versions of all methods."""
+    protocol = next(iter(next(iter(scored[0].rows.values()))))
+    methods = [method for method in scored if method.name != INPUT]
+    pairs = [pair for pair in target.pairs if pair.key in scored[0].rows]
+    rainy = scored[0].name == INPUT
+    on_page = page.shown(len(pairs), len(scored) + 1)
+
+    def item_of(pair: Pair) -> page.Item:
+        files = {**({"rainy": pair.rainy} if rainy else {}), **{m.name: m.files[pair.key] for m in methods}}
+        small = {name: page.data_uri(read_rgb(file)) for name, file in (files | {"clean": pair.clean}).items()}
+        rows = {"rainy" if method.name == INPUT else method.name: method.rows[pair.key][protocol] for method in scored}
+        return page.Item(pair.rainy.name, small, rows)
+
+    with ThreadPoolExecutor() as pool:
+        items = list(pool.map(item_of, [pair for i, pair in enumerate(pairs) if i in on_page]))
+    table = tables([(target, scored)], [protocol], [method.name for method in methods], "html")
+    compared = ["rainy" if rainy else "clean", *(method.name for method in methods)][:3][-2:]
+    page.write_page(folder, target.label, f"{len(pairs)} images.", table, items, compared, len(pairs) - len(items))
 
 
 if __name__ == "__main__":

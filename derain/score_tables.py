@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import html
 import io
 import json
 import math
@@ -16,6 +17,7 @@ import numpy as np
 from scipy.stats import ttest_rel
 
 from derain.data.pairs import Pair
+from derain.page import html_table
 from derain.scores import PROTOCOLS
 from derain.test_sets import DARGNET, PUBLISHED, TestSet
 from utils import plain
@@ -115,19 +117,23 @@ def ranks(column: Column, metric: int) -> dict[str, int]:
     return dict.fromkeys(tied, 1) | dict.fromkeys([m for m in methods if m not in tied][:1], 2)
 
 
-STYLES = {"markdown": ("{}", "**{}**", "<u>{}</u>"), "latex": ("{}", r"\textbf{{{}}}", r"\underline{{{}}}")}
+STYLES = {
+    "markdown": ("{}", "**{}**", "<u>{}</u>"),
+    "latex": ("{}", r"\textbf{{{}}}", r"\underline{{{}}}"),
+    "html": ("{}", "<b>{}</b>", "<u>{}</u>"),
+}
 
 
 def tables(
     results: Sequence[tuple[Target, list[Scored]]], protocols: Sequence[str], names: Sequence[str], kind: str
 ) -> str:
-    """Return for each protocol the table of means and that of differences, in Markdown or LaTeX."""
+    """Return for each protocol the table of means and that of differences. kind: a name in STYLES."""
     text = []
     for protocol in protocols:
         columns = columns_of(results, protocol)
         text += [
             "",
-            ("% " if kind == "latex" else "") + PROTOCOLS[protocol].title,
+            aside(PROTOCOLS[protocol].title, kind),
             "",
             table_of_means(columns, names, kind),
         ]
@@ -137,8 +143,13 @@ def tables(
             for name, scores in column.scores.items():
                 if same := int(np.isinf(scores[:, 0]).sum()):
                     remark = f"{name}, {column.title}: {same} of {len(scores)} images equal the clean ones"
-                    text += ["", ("% " if kind == "latex" else "") + remark]
+                    text += ["", aside(remark, kind)]
     return "\n".join(text[1:])
+
+
+def aside(text: str, kind: str) -> str:
+    """Return a line that is not part of a table."""
+    return {"latex": f"% {text}", "html": f"<p>{html.escape(text)}</p>"}.get(kind, text)
 
 
 def table_of_means(columns: Sequence[Column], names: Sequence[str], kind: str) -> str:
@@ -175,9 +186,13 @@ def table_of_differences(columns: Sequence[Column], names: Sequence[str], kind: 
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]], kind: str) -> str:
-    """Return a Markdown or LaTeX (booktabs) table."""
+    """Return a table in Markdown, in LaTeX (booktabs) or in HTML. Names are escaped, marks of rank are not."""
     if kind == "markdown":
         return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *lines))
+    if kind == "html":
+        marked = re.compile(r"<([bu])>[\d.]+</\1>")
+        escaped = [[cell if marked.fullmatch(cell) else html.escape(cell) for cell in line] for line in (head, *lines)]
+        return html_table(escaped[0], escaped[1:])
     first, *rest = (
         " & ".join(re.sub(r"(?<!\\)([_%&#$])", r"\\\1", cell) for cell in line) + r" \\" for line in (head, *lines)
     )

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
+import struct
 import subprocess
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +19,7 @@ from conftest import ROOT, scene, write, write_pairs
 from PIL import Image
 
 from derain import figure
-from derain.figure import Row, crop_place, montage
+from derain.figure import Row, crop_place, montage, sheet_of
 from networks import DARGNet
 from SSIM import ssim_y
 from utils import read_rgb
@@ -147,15 +151,11 @@ def test_the_crop_is_where_most_rain_lies_over_most_detail() -> None:
     assert crop_place(Row("", rainy, clean)) == (x, y, w, h)  # derained stands for a missing clean image
 
 
-def test_every_score_stands_under_the_image_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is written is caught on its way into the figure: under the middle of which image, in which words."""
-    written: list[tuple[int, str]] = []
-    write = figure._write
-    monkeypatch.setattr(
-        figure, "_write", lambda strip, text, x, *a: (written.append((x, text)), write(strip, text, x, *a))
-    )
+def test_every_score_stands_under_the_image_that_has_it() -> None:
+    """Under the middle of which image, in which words."""
     shown = row(1)
     drawn = montage([shown], crop=(0, 0, 60))
+    written = [(text.x, text.text) for text in sheet_of([shown], crop=(0, 0, 60)).texts]
     middles = [find(drawn, version[40:])[1] + 150 for version in (shown.rainy, shown.derained, shown.clean)]
     for middle, name in zip(middles, ("rainy", "derained", "clean"), strict=True):
         assert (middle, name) in written
@@ -167,12 +167,12 @@ def test_every_score_stands_under_the_image_that_has_it(monkeypatch: pytest.Monk
 
 
 def test_text_is_dark_on_white_as_high_as_asked_and_no_wider_than_its_column() -> None:
-    for text, wide in (("HELLO", None), ("H" * 30, 300)):
-        strip = Image.new("RGB", (400, 40), "white")
-        figure._write(strip, text, 200, 300, figure.BLACK, "ms")
-        ink = np.argwhere(np.asarray(strip).min(axis=2) < 128)
+    for text, wide in (("HELLO", None), ("H" * 40, 480)):
+        sheet = figure.Sheet(480, 1)  # whose capitals are 20 pixels high
+        sheet.labels([text])
+        ink = np.argwhere(sheet.drawn().min(axis=2) < 128)
         (top, left), (bottom, right) = ink.min(axis=0), ink.max(axis=0)
-        assert abs((left + right) / 2 - 200) <= 2
+        assert abs((left + right) / 2 - sheet.width / 2) <= 2
         assert abs((right - left + 1) - (wide or right - left + 1)) <= 6
         assert bottom in (29, 30)
         assert (bottom - top + 1 in (20, 21)) == (wide is None)
@@ -204,8 +204,13 @@ def rows_of(path: Path, folder: Path, names: list[str]) -> list[str]:
 def test_by_itself_it_shows_median_largest_and_smallest_gain(
     inline: Command, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written, write = [], figure._write
-    monkeypatch.setattr(figure, "_write", lambda strip, text, *a: (written.append(text), write(strip, text, *a)))
+    sheets = []
+
+    def kept(*arguments: Any) -> figure.Sheet:
+        sheets.append(sheet_of(*arguments))
+        return sheets[-1]
+
+    monkeypatch.setattr(figure, "sheet_of", kept)
     write_pairs(tmp_path / "pairs", 5)
     common = ("--data_path", "pairs", "--logdir", weights, "--save_path", "out", "--no-page", "--crop", "0", "0", "30")
     result = inline("test_Rain12.py", *common, "--figure")
@@ -217,7 +222,7 @@ def test_by_itself_it_shows_median_largest_and_smallest_gain(
     names = [line["image"].removesuffix(".png") for line in found]
     expected = [ordered[i]["image"].removesuffix(".png") for i in (2, -1, 0)]
     assert rows_of(tmp_path / "out/figure.png", tmp_path / "out", names) == expected
-    titles = [text for text in written if "(image" in text]
+    titles = [text.text for text in sheets[0].texts if "(image" in text.text]
     for title, role, line in zip(
         titles, ("median", "largest", "smallest"), (ordered[i] for i in (2, -1, 0)), strict=True
     ):
@@ -296,6 +301,39 @@ def test_pictures_that_are_called_so_are_not_lost(inline: Command, tmp_path: Pat
     assert "would replace an input or another result" in result.stderr
     assert (tmp_path / "photos" / name).read_bytes() == before
     assert not (tmp_path / "out").exists()
+
+
+def test_errors_stand_under_the_crops() -> None:
+    """|image - clean| times four, black under the clean image; none under the removed rain."""
+    shown = row(1)
+    drawn = sheet_of([shown], (0, 0, 60), errors=True).drawn()
+    lefts = []
+    for version in (shown.rainy, shown.derained, shown.clean):
+        error = np.clip(4 * np.abs(version.astype(int) - shown.clean), 0, 255).astype(np.uint8)[:30, :60]
+        top, left = find(drawn, repeated(version[:30, :60], 5))
+        assert np.array_equal(drawn[top + 156 : top + 306, left : left + 300], repeated(error, 5))
+        lefts.append(left)
+    assert len(set(np.diff(lefts))) == 1
+
+
+def test_a_pdf_has_each_image_at_its_pixels_and_text_as_text(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    shown = row(1)
+    sheet_of([shown], crop=(0, 0, 60)).save_pdf(tmp_path / "f.pdf")
+    content = (tmp_path / "f.pdf").read_bytes()
+    found = []
+    for image in re.finditer(rb"/Width (\d+) /Height (\d+)\s(.*?)stream\n(.*?)\nendstream", content, re.S):
+        width, height = int(image[1]), int(image[2])
+        assert b"/DeviceRGB" in image[3] and b"/Predictor 10" in image[3]  # PNG's compression: lossless
+        header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        chunks = ((b"IHDR", header), (b"IDAT", image[4]), (b"IEND", b""))
+        png = b"".join(struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+        found.append(np.asarray(Image.open(io.BytesIO(b"\x89PNG\r\n\x1a\n" + png))))
+    removed = np.clip(2 * np.abs(shown.rainy.astype(int) - shown.derained), 0, 255).astype(np.uint8)
+    versions = (shown.rainy, shown.derained, shown.clean, removed)
+    for got, expected in zip(found, [*versions, *(version[:30, :60] for version in versions)], strict=True):
+        assert np.array_equal(got[::-1], expected)  # stored from bottom to top, as PDF counts
+    assert content.count(b"/FontFile2") == 1  # an embedded TrueType font: text is text
 
 
 # ---------------------------------------------------------------- the walk-through

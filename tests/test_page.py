@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import cv2
@@ -41,7 +42,7 @@ def written(tmp_path: Path) -> Path:
         rows.append(row | {"psnr_y": output, "input_psnr_y": rainy})
         small[name] = page.thumbnails(RAINY, DERAINED, CLEAN)
     lines = [("rainy input", dict.fromkeys(METRICS, 0.5)), ("this <run>", {"psnr_y": 24.0})]
-    page.write_page(tmp_path, "A <set>", "Note & more.", lines, rows, small)
+    page.write_test_page(tmp_path, "A <set>", "Note & more.", lines, rows, small)
     return tmp_path / "index.html"
 
 
@@ -62,7 +63,9 @@ class Balanced(HTMLParser):
 
 def data_of(path: Path) -> list[dict]:
     text = path.read_text(encoding="utf-8")
-    return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.S).group(1))
+    return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.S).group(1))[
+        "items"
+    ]
 
 
 def test_the_page_needs_nothing_else(written: Path) -> None:
@@ -81,10 +84,11 @@ def test_the_page_needs_nothing_else(written: Path) -> None:
     assert parser.open == []
     items = data_of(written)
     assert [item["name"] for item in items][2] == NASTY
-    assert [(item["psnr"], item["input"]) for item in items[1:2] + items[4:]] == [(19, 20), (None, 20), (None, None)]
+    scores = [[item["scores"][kind][0] for kind in ("derained", "rainy")] for item in items[1:2] + items[4:]]
+    assert scores == [[19, 20], [None, 20], [None, None]]
     assert "4 images" in text  # the histogram holds the finite gains
     for kind in ("rainy", "derained", "clean", "rain"):
-        head, encoded = items[0][kind].split(",")
+        head, encoded = items[0]["images"][kind].split(",")
         assert head == "data:image/jpeg;base64"
         assert cv2.imdecode(np.frombuffer(base64.b64decode(encoded), np.uint8), cv2.IMREAD_COLOR).shape == (40, 60, 3)
 
@@ -113,7 +117,7 @@ def test_the_histogram_tells_how_many_images_each_bar_stands_for() -> None:
 
 def test_large_sets_show_some_of_their_images() -> None:
     assert page.shown(3) == {0, 1, 2}
-    assert len(page.shown(10_000)) == page.MOST_IMAGES
+    assert len(page.shown(10_000)) == 2 * len(page.shown(10_000, versions=8)) == 200
     assert {0, 9_999} <= page.shown(10_000)
 
 
@@ -124,6 +128,8 @@ addEventListener("error", event => errors.push(event.message));
 console.error = (...said) => errors.push(said.join(" "));
 addEventListener("load", () => setTimeout(() => {
   const names = () => [...document.querySelectorAll("figcaption")].map(c => c.textContent.split(":")[0]);
+  const captions = () => [...document.querySelectorAll("figcaption")].map(c => c.textContent);
+  const sides = () => [...document.querySelector(".pair").querySelectorAll("span")].map(span => span.textContent);
   const choose = (id, value) => {
     const control = document.getElementById(id);
     control.value = value;
@@ -135,6 +141,12 @@ addEventListener("load", () => setTimeout(() => {
     return [...context.getImageData(30, 20, 1, 1).data].slice(0, 3);
   };
   const result = { errors, title: document.title, before: names() };
+  @STEPS
+  document.body.replaceChildren("RESULT" + JSON.stringify(result) + "END");
+}, 300));
+</script>
+"""
+SLIDING = """
   const first = document.querySelector(".pair");
   result.colours = [...first.querySelectorAll("img")].map(colour);
   result.labels = [...first.querySelectorAll("span")].map(span => [span.className, span.textContent]);
@@ -162,24 +174,39 @@ addEventListener("load", () => setTimeout(() => {
   result.clip = getComputedStyle(document.querySelector("img.over")).clipPath;
   result.loaded = [...document.images].every(i => !i.complete || i.naturalWidth === 60);
   result.narrow = document.documentElement.scrollWidth <= innerWidth;
-  document.body.replaceChildren("RESULT" + JSON.stringify(result) + "END");
-}, 300));
-</script>
+"""
+COMPARING = """
+  result.first = [sides(), captions()[0], document.getElementById("of").parentElement.hidden];
+  choose("order", "smallest gain first");
+  result.sorted = names();
+  choose("of", "rainy");
+  choose("order", "largest gain first");
+  result.other = [names(), captions()[0]];
+  choose("left", "clean");
+  choose("right", "a");
+  result.sides = sides();
+  result.sources = [...document.querySelector(".pair").querySelectorAll("img")].map(image => image.src);
 """
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; what the page holds is tested above")
-def test_in_a_browser_it_sorts_and_slides(written: Path, tmp_path: Path) -> None:
-    probed = tmp_path / "probed.html"
-    text = written.read_text(encoding="utf-8")
+def in_a_browser(written: Path, steps: str) -> dict[str, Any]:
+    """What a page's `result` holds after steps in JavaScript in headless Chromium."""
+    folder, text = written.parent, written.read_text(encoding="utf-8")
+    probed = folder / "probed.html"
     assert text.count('<html lang="en">') == 1
-    probed.write_text(text.replace('<html lang="en">', '<html lang="en">' + PROBE), encoding="utf-8")
+    probe = '<html lang="en">' + PROBE.replace("@STEPS", steps)
+    probed.write_text(text.replace('<html lang="en">', probe), encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
+    flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={folder / 'profile'}"]
     command = [CHROMIUM, *flags, "--window-size=400,800", "--virtual-time-budget=5000", "--dump-dom", probed.as_uri()]
-    home = os.environ | {"HOME": str(tmp_path)}
+    home = os.environ | {"HOME": str(folder)}
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, env=home, check=True).stdout
-    result = json.loads(html.unescape(re.search("<body[^>]*>RESULT(.*?)END", shown)[1]))
+    return json.loads(html.unescape(re.search("<body[^>]*>RESULT(.*?)END", shown)[1]))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; what the page holds is tested above")
+def test_in_a_browser_it_sorts_and_slides(written: Path) -> None:
+    result = in_a_browser(written, SLIDING)
     assert result["errors"] == []
     assert result["title"] == "A <set>"
     assert result["before"][:2] == ["rain-001.png", "rain-002.png"]
@@ -198,6 +225,26 @@ def test_in_a_browser_it_sorts_and_slides(written: Path, tmp_path: Path) -> None
     assert result["links"] == [quote(name, safe="/!'()*~") for name in result["sorted"]]
     assert result["loaded"]
     assert result["narrow"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; what the page holds is tested above")
+def test_in_a_browser_any_two_methods_are_compared(tmp_path: Path) -> None:
+    """By itself the second method's gain over the first; then rainy's over a's, which orders the images otherwise."""
+    small = {kind: page.data_uri(np.full((40, 60, 3), colour, np.uint8)) for kind, colour in COLOURS.items()}
+    small = {"rainy": small["rainy"], "a": small["derained"], "b": small["derained"], "clean": small["clean"]}
+    psnr = {"1": (20, 30, 33), "2": (20, 29, 28), "3": (25, np.inf, 31)}
+    items = [
+        page.Item(name, small, {kind: (value, 0.9) for kind, value in zip(("rainy", "a", "b"), values, strict=True)})
+        for name, values in psnr.items()
+    ]
+    page.write_page(tmp_path, "Methods", "", "", items, ("a", "b"))
+    result = in_a_browser(tmp_path / "index.html", COMPARING)
+    assert result["errors"] == []
+    assert result["first"] == [["a", "b"], "1: b 33.00 dB (+3.00 dB), SSIM 0.9000", False]
+    assert result["sorted"] == ["3", "2", "1"]
+    assert result["other"] == [["2", "1", "3"], "2: rainy 20.00 dB (-9.00 dB), SSIM 0.9000"]
+    assert result["sides"] == ["clean", "a"]
+    assert result["sources"] == [small["clean"], small["a"]]
 
 
 def test_small_versions_keep_their_colours_and_their_places() -> None:

@@ -180,18 +180,37 @@ def test_a_figure_of_several_methods(inline: Command, tmp_path: Path) -> None:
     outputs(tmp_path / "a", "{0}.png", 4)
     outputs(tmp_path / "b", "{0}.png", 4, noise=5)
     outputs(tmp_path / "b", "{0}.png", 1, noise=30, first=3)
-    common = ("derain.score", "--set", "pairs", "a", "b", "--out", "f.png", "--figure")
+    common = ("derain.score", "--set", "pairs", "a", "b", "--out", "f", "--figure")
     assert inline(*common, "rain-002", "--crop", "0", "0", "72").returncode == 0
-    drawn, enlarged = read_rgb(tmp_path / "f.png"), 240 // 72
+    drawn, enlarged = read_rgb(tmp_path / "f/figure.png"), 240 // 72
     for path in ("pairs/rainy/rain-002.png", "a/2.png", "b/2.png", "pairs/norain-002.png"):
         find(drawn, read_rgb(tmp_path / path)[40:].repeat(enlarged, 0).repeat(enlarged, 1))
+    assert (tmp_path / "f/figure.pdf").read_bytes().startswith(b"%PDF")
     assert inline(*common).returncode == 0
-    chosen = read_rgb(tmp_path / "f.png")
+    chosen = read_rgb(tmp_path / "f/figure.png")
     assert inline(*common, "rain-003").returncode == 0
-    assert np.array_equal(chosen[:300], read_rgb(tmp_path / "f.png")[:300])
+    assert np.array_equal(chosen[:300], read_rgb(tmp_path / "f/figure.png")[:300])
     for wrong in (["rain-009"], ["--crop", "60", "0", "72"]):
         result = inline(*common, *wrong)
         assert (result.returncode, result.stderr.count("error: --")) == (2, 1)
+
+
+def test_a_page_of_several_methods(inline: Command, tmp_path: Path) -> None:
+    """Every version of every image is on it, with the scores that the table has; names are shown as they are."""
+    write_pairs(tmp_path / "pairs")
+    outputs(tmp_path / "a", "{0}.png")
+    outputs(tmp_path / "b", "{0}.png", noise=9)
+    result = inline("derain.score", "--set", "pairs", "a", "<i>B=b", "--page", "--out", "p", "--format", "csv")
+    assert result.returncode == 0, result.stderr
+    text = (tmp_path / "p/index.html").read_text()
+    data = json.loads(re.search('type="application/json">(.*?)</script>', text, re.S)[1])["items"]
+    assert [item["name"] for item in data] == [f"rain-00{n}.png" for n in (1, 2, 3)]
+    assert all([*item["images"]] == ["rainy", "a", "<i>B", "clean"] for item in data)
+    assert len({uri for item in data for uri in item["images"].values()}) == 12
+    for row in csv.DictReader(result.stdout.splitlines()):
+        shown = data[int(row["image"]) - 1]["scores"][row["method"].replace("rainy input", "rainy")]
+        assert shown == pytest.approx([float(row["psnr"]), float(row["ssim"])], abs=1e-4)
+    assert "<th>&lt;i&gt;B</th>" in text and "<i>" not in text and "<b>" in text
 
 
 FORMATS = ("markdown", "latex", "csv", "json")
