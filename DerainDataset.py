@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -39,18 +40,18 @@ DAMAGED = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeErro
 # ---------------------------------------------------------------- packing
 
 
-def prepare(folder: Path, strict: bool = False, log: Any = print) -> Path:
+def prepare(folder: Path, strict: bool = False, log: Any = print, clean_dir: Path | None = None) -> Path:
     """Pack a folder of pairs into one HDF5 file, or find that it is packed already, and return its path.
 
     The file has the folder's name with .h5, beside the folder. strict applies RainTrainH's rule (see
     strict_raintrainh); if that leaves pairs out, the name ends in .strict.h5. The file records its sources' names,
     sizes and times and is rebuilt when they change, or when it is cut off or damaged. It is written under a
-    temporary name and renamed, so it is complete or not there at all.
+    temporary name and renamed, so it is complete or not there at all. clean_dir: as find_pairs takes it.
 
     Raises InputError for anything wrong with the images (see find_pairs and read_pair), or for a file of that name
     that is not a packed set.
     """
-    pairs, ending = find_pairs(folder), ".h5"
+    pairs, ending = find_pairs(folder, log, clean_dir), ".h5"
     if strict and not (folder / SYNTHETIC_MARKER).exists():
         kept, sentence = strict_raintrainh(pairs)
         log(sentence)
@@ -73,7 +74,7 @@ def prepare(folder: Path, strict: bool = False, log: Any = print) -> Path:
 
 def _describe(file: Path, folder: Path) -> list[Any]:
     status = file.stat()
-    return [file.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns]
+    return [Path(os.path.relpath(file, folder)).as_posix(), status.st_size, status.st_mtime_ns]
 
 
 def _why_rebuild(path: Path, sources: str) -> str | None:

@@ -1,7 +1,8 @@
 """Derain your own images and videos, of any size. No clean images are needed.
 
     python test_real.py --data_path my_photos           # writes results/real/NAME.png
-    python test_real.py --data_path holiday.jpg --save_path derained
+    python test_real.py --data_path holiday.jpg --out derained.jpg
+    python test_real.py --data_path 2024/*.jpg 2025 --suffix _derained --format jpg
     python test_real.py --data_path my_photos --recursive --show_rain   # subfolders too; removed rain to rain/NAME.png
     python test_real.py --data_path drive.mp4           # writes results/real/drive.mp4, with its sound
 

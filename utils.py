@@ -112,16 +112,31 @@ def read_rgb(path: Path) -> np.ndarray:
     return rgb if rgb.dtype == np.uint8 else np.round(rgb / 257).astype(np.uint8)
 
 
-def write_image(path: Path, image: DecodedImage) -> None:
-    """Write a PNG with the image's own depth, alpha and greyness, atomically."""
+def write_image(path: Path, image: DecodedImage, quality: int = 95) -> None:
+    """Write PNG, JPEG or WebP, as the path's suffix says, with the image's own depth, alpha and greyness, atomically.
+
+    quality: of JPEG and WebP, 1 to 100. Raises InputError if the format has no such depth or no alpha.
+    """
     pixels = image.rgb[..., ::-1]  # HWC RGB -> HWC BGR
     if image.grey:
         pixels = grey_mean(pixels)[..., 0]
     elif image.alpha is not None:
         pixels = np.dstack([pixels, image.alpha])
-    encoded, data = cv2.imencode(".png", pixels)
+    suffix, options = path.suffix.lower(), []
+    if suffix != ".png":
+        options = [cv2.IMWRITE_WEBP_QUALITY if suffix == ".webp" else cv2.IMWRITE_JPEG_QUALITY, quality]
+        lost = (
+            "16 bits"
+            if pixels.dtype == np.uint16
+            else "alpha"
+            if pixels.shape[2:] == (4,) and suffix != ".webp"
+            else ""
+        )
+        if lost:
+            raise InputError(f"{path}: {suffix} cannot keep the input's {lost}; write it as PNG")
+    encoded, data = cv2.imencode(suffix, pixels, options)
     if not encoded:
-        raise InputError(f"{path}: an image of shape {pixels.shape} cannot be encoded as PNG")
+        raise InputError(f"{path}: an image of shape {pixels.shape} cannot be encoded as {suffix}")
     write_atomically(path, data.tobytes())
 
 

@@ -32,23 +32,32 @@ class InBlocks(nn.Module):
         return self.part(x.contiguous(memory_format=torch.channels_last))  # otherwise each convolution makes a copy
 
 
-def in_blocks(part: Callable[[Tensor], Tensor], x: Tensor, halo: int, side: int) -> Tensor:
+def in_blocks(
+    part: Callable[[Tensor], Tensor],
+    x: Tensor,
+    halo: int,
+    side: int,
+    progress: Callable[[int, int], object] | None = None,
+) -> Tensor:
     """Return part(x), block by block, for a part that keeps (N, C, H, W) and sees `halo` pixels to each side.
 
     side: largest side of the blocks in pixels; they are as equal as possible, so that no narrow rest is mostly halo.
+    progress: called after each block with how many are done, and of how many.
     """
     height, width = x.shape[-2:]
     rows, columns = (math.ceil(size / math.ceil(size / side)) for size in (height, width))
+    corners = [(top, left) for top in range(0, height, rows) for left in range(0, width, columns)]
     y: Tensor | None = None
-    for top in range(0, height, rows):
-        for left in range(0, width, columns):
-            bottom, right = min(top + rows, height), min(left + columns, width)
-            from_top, from_left = max(top - halo, 0), max(left - halo, 0)
-            result = part(x[..., from_top : bottom + halo, from_left : right + halo])
-            if y is None:
-                size = (*result.shape[:2], height, width)
-                y = torch.empty(size, dtype=result.dtype, device=x.device, memory_format=torch.channels_last)
-            core = result[..., top - from_top :, left - from_left :]
-            y[..., top:bottom, left:right] = core[..., : bottom - top, : right - left]
+    for i, (top, left) in enumerate(corners, 1):
+        bottom, right = min(top + rows, height), min(left + columns, width)
+        from_top, from_left = max(top - halo, 0), max(left - halo, 0)
+        result = part(x[..., from_top : bottom + halo, from_left : right + halo])
+        if y is None:
+            size = (*result.shape[:2], height, width)
+            y = torch.empty(size, dtype=result.dtype, device=x.device, memory_format=torch.channels_last)
+        core = result[..., top - from_top :, left - from_left :]
+        y[..., top:bottom, left:right] = core[..., : bottom - top, : right - left]
+        if progress:
+            progress(i, len(corners))
     assert y is not None
     return y

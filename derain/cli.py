@@ -76,13 +76,19 @@ def check_folder(path: Path) -> None:
         raise InputError(f"{path}: {there} is not writable; change its permissions, or choose another --save_path")
 
 
-def setting(default: Any, description: str, choices: Collection[str] | None = None, positional: bool = False) -> Any:
+def setting(
+    default: Any,
+    description: str,
+    choices: Collection[str] | None = None,
+    positional: bool = False,
+    alias: str | None = None,
+) -> Any:
     """Return a dataclass field with its --help text and, if limited, its choices.
 
     positional: one or more values without a flag. If the choices are a mapping, each stands for
-    values of other settings: see parse_settings.
+    values of other settings: see parse_settings. alias: a second name of the flag.
     """
-    metadata = {"help": description, "choices": choices, "positional": positional}
+    metadata = {"help": description, "choices": choices, "positional": positional, "alias": alias}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -101,7 +107,7 @@ def parse_settings(settings: Any, doc: str, arguments: list[str] | None = None) 
         if "help" not in field.metadata:
             continue
         names, options = _argument(field, kinds[field.name], getattr(settings, field.name))
-        parser.add_argument(names, **options)
+        parser.add_argument(*names, **options)
         if isinstance(field.metadata["choices"], Mapping):
             recipes[field.name] = field.metadata["choices"]
     values = vars(parser.parse_args(arguments))
@@ -111,26 +117,26 @@ def parse_settings(settings: Any, doc: str, arguments: list[str] | None = None) 
     return dataclasses.replace(settings, **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
-def _argument(field: dataclasses.Field, kind: Any, default: Any) -> tuple[str, dict[str, Any]]:
-    """Return name and options of the argument for one field."""
+def _argument(field: dataclasses.Field, kind: Any, default: Any) -> tuple[list[str], dict[str, Any]]:
+    """Return names and options of the argument for one field."""
     if isinstance(kind, types.UnionType):  # X | None: None is only ever the default
         kind = next(k for k in typing.get_args(kind) if k is not type(None))
     several = typing.get_origin(kind) is tuple
     element = typing.get_args(kind)[0] if several else kind
     if field.metadata["positional"]:
-        return field.name, {"type": element, "nargs": "+", "help": field.metadata["help"]}
+        return [field.name], {"type": element, "nargs": "+", "help": field.metadata["help"]}
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
     text = field.metadata["help"] + ("" if default in (None, ()) else f" (default: {shown})")
     options: dict[str, Any] = {"default": default, "help": text.replace("%", "%%")}
     if kind is bool:
         options["action"] = argparse.BooleanOptionalAction
     elif several:
-        options |= {"type": element, "nargs": "*", "metavar": element.__name__.upper()}
+        options |= {"type": _path if element is Path else element, "nargs": "*", "metavar": element.__name__.upper()}
     elif field.metadata["choices"]:
         options["choices"] = field.metadata["choices"]
     else:
         options |= {"type": _path if kind is Path else kind, "metavar": kind.__name__.upper()}
-    return f"--{field.name}", options
+    return [f"--{name}" for name in (field.name, field.metadata["alias"]) if name], options
 
 
 def _path(text: str) -> Path:

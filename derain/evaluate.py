@@ -10,7 +10,7 @@ import errno
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,19 @@ import cv2
 import numpy as np
 
 from derain import figure, page
-from derain.cli import check_folder, setting
-from derain.data.pairs import Pair, find_pairs, rainy_file, read_pair
-from derain.data.synthesize import synthetic_label
+from derain.cli import check_folder
+from derain.data.pairs import Pair, rainy_file, read_pair
 from derain.inference import Loader, derain_image, open_network, parse_tile, weights_file
-from derain.inputs import default_data, find_images, label_of
-from derain.results import MadeWith, OutputPaths, identical, output_paths, summary_lines, table, write_results
+from derain.inputs import EvalSettings, Images, collect
+from derain.results import (
+    MadeWith,
+    OutputPaths,
+    identical,
+    refuse_replacing,
+    summary_lines,
+    table,
+    write_results,
+)
 from derain.test_sets import TestSet
 from derain.video import derain_video, is_video
 from networks import load_network
@@ -41,47 +48,6 @@ from utils import (
     sha256_of,
     write_image,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalSettings:
-    """What a test script measures, and with which weights."""
-
-    data_path: Path | None = setting(None, "an image, a folder of images or of pairs, or a video (default: the set's)")
-    logdir: Path = setting(Path("logs/Rain100H"), "folder that holds net_latest.pth, or a .pth file")
-    save_path: Path | None = setting(None, "folder for derained images and results (default: results/NAME)")
-    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
-    precision: str = setting(
-        "fp32", "arithmetic of the network; auto: bf16 where it is native", ("auto", "fp32", "bf16")
-    )
-    quantize: str = setting("round", "how values become 8-bit; the authors truncated", ("round", "truncate"))
-    skip_existing: bool = setting(False, "keep images that an earlier run with the same weights and settings derained")
-    page: bool = setting(True, "write index.html, every image with a before/after slider")
-    figure: tuple[str, ...] | None = setting(
-        None, "draw figure.png: images by name, or without names those of median, largest and smallest gain"
-    )
-    crop: tuple[int, ...] | None = setting(
-        None, "X Y SIZE: left, top, width (pixels) of the figure's crop, half as high"
-    )
-    tile: str = setting("auto", "auto (by free memory), off, or the side of exact tiles in pixels")
-    recursive: bool = setting(False, "own images: include all subfolders; results keep the subfolders")
-    show_rain: bool = setting(False, "also write the removed rain, rainy - derained clipped at 0, to rain/")
-    codec: str = setting("libx264", "of a video, in FFmpeg's words")
-    crf: int = setting(17, "quality of a video: 0 is the best, 51 the worst")
-    start: float = setting(0.0, "second of a video to start at")
-    duration: float | None = setting(None, "seconds of a video to derain (default: all)")
-
-
-@dataclasses.dataclass
-class Images:
-    """What is to be derained: a test set's pairs or own images, where results go, and what tables call them."""
-
-    data_path: Path
-    inputs: Sequence[Pair | Path]
-    label: str
-    save_path: Path
-    outputs: list[OutputPaths]
-    exact: int = 0  # pairs whose pixels are the test set's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,28 +79,23 @@ def evaluate(settings: EvalSettings, test_set: TestSet | None = None, load: Load
 
     def derain(rgb: np.ndarray, source: Path) -> np.ndarray:
         try:
-            return derain_image(network, rgb, tile, settings.quantize)
+            return derain_image(network, rgb, tile, settings.quantize, tile_progress(source))
         except ValueError as error:
             raise InputError(f"{source}, weights {weights}: {error}") from error
 
-    if test_set is None and settings.data_path and is_video(settings.data_path):
-        video, folder = settings.data_path, settings.save_path or Path("results/real")
-        check_folder(folder)
-        MadeWith(folder, checksum, answer, precision, settings.quantize)
-        flags = ("skip_existing", "figure", "recursive", "show_rain")
-        ignored = [f"--{name}" for name in flags if getattr(settings, name) not in (None, False)]
-        if ignored:
-            print(f"{video}: a video, for which {', '.join(ignored)} has no effect", flush=True)
-        how = (settings.codec, settings.crf, settings.start, settings.duration)
-        derain_video(video, folder / video.name, lambda rgb: derain(rgb, video), *how)
+    def made_with(folder: Path) -> MadeWith:
+        arguments = (settings.quantize, settings.format, settings.quality)
+        return MadeWith(folder, checksum, answer, precision, *arguments)
+
+    if test_set is None and (settings.out or any(map(is_video, settings.data_path))):
+        derain_file(settings, derain, made_with)
         return
     images = collect(settings, test_set)
-    made_with = MadeWith(images.save_path, checksum, answer, precision, settings.quantize)
-    how = f"{device} {precision}"
-    print(f"{images.label}: {len(images.inputs)} images of {images.data_path}, weights {weights}, {how}", flush=True)
+    made, how = made_with(images.save_path), f"{device} {precision}"
+    print(f"{images.label}: {len(images.inputs)} images of {images.source}, weights {weights}, {how}", flush=True)
 
-    rows, thumbnails, errors = [], {}, []
-    for outcome in derain_all(images, derain, made_with if settings.skip_existing else None, settings.page):
+    rows, thumbnails, errors, began = [], {}, [], time.monotonic()
+    for outcome in derain_all(images, derain, made if settings.skip_existing else None, settings.page):
         if outcome.row is None:
             if test_set is not None:
                 raise InputError(outcome.error)  # a mean over the rest of a set would pass for the set's
@@ -144,7 +105,9 @@ def evaluate(settings: EvalSettings, test_set: TestSet | None = None, load: Load
         rows.append(outcome.row)
         if outcome.thumbnails:
             thumbnails[outcome.row["image"]] = outcome.thumbnails
-        print(f"[{len(rows) + len(errors)}/{len(images.inputs)}] {line_of(outcome.row)}", flush=True)
+        done, total = len(rows) + len(errors), len(images.inputs)
+        left = f", {(time.monotonic() - began) / done * (total - done):.0f} s left" if done < total else ""
+        print(f"[{done}/{total}] {line_of(outcome.row)}{left}", flush=True)
     if rows:
         about: dict[str, Any] = {
             "weights": {"path": weights, "sha256": checksum},
@@ -156,27 +119,6 @@ def evaluate(settings: EvalSettings, test_set: TestSet | None = None, load: Load
         raise InputError(
             f"{len(errors)} of {len(images.inputs)} images could not be derained: see the lines that begin with skipped"
         )
-
-
-def collect(settings: EvalSettings, test_set: TestSet | None) -> Images:
-    """Find the images, name them, and decide where results go."""
-    data_path = settings.data_path or default_data(test_set)
-    save_path = settings.save_path or Path("results") / (test_set.name if test_set else "real")
-    root, exact = None, 0
-    if test_set is not None:
-        inputs: Sequence[Pair | Path] = find_pairs(data_path)
-        label, exact = label_of(test_set, data_path, inputs)
-        if settings.save_path is None and label != test_set.name:
-            save_path = Path("results") / data_path.resolve().name
-    else:
-        inputs = find_images(data_path, save_path, settings.recursive)
-        label = synthetic_label(rainy_file(inputs[0]).parent) or "own images"
-        root = data_path if settings.recursive and data_path.is_dir() else None
-    outputs = output_paths(save_path, inputs, root, settings.show_rain)
-    if settings.figure is not None:
-        figure.check_names(settings.figure, save_path, inputs, outputs)
-    check_folder(save_path)
-    return Images(data_path, inputs, label, save_path, outputs, exact)
 
 
 def derain_all(
@@ -198,7 +140,17 @@ def derain_all(
                     began = time.perf_counter()
                     derained = derain(rainy.rgb, rainy_file(item))
                     milliseconds = round(1000 * (time.perf_counter() - began), 1)
-                arguments = (images.label, item, paths, rainy, clean, derained, milliseconds, i in on_page)
+                arguments = (
+                    images.label,
+                    item,
+                    paths,
+                    rainy,
+                    clean,
+                    derained,
+                    milliseconds,
+                    i in on_page,
+                    images.quality,
+                )
                 waiting.append(pool.submit(write_and_measure, *arguments))
             except InputError as error:
                 waiting.append(Future())
@@ -243,14 +195,15 @@ def write_and_measure(
     derained: np.ndarray,
     milliseconds: float | None,
     with_thumbnails: bool,
+    quality: int,
 ) -> Outcome:
     """Write a derained image (unless it was there: milliseconds is None) and the removed rain, and measure it."""
     try:
         if milliseconds is not None:
-            write_image(paths.output, dataclasses.replace(rainy, rgb=derained))
+            write_image(paths.output, dataclasses.replace(rainy, rgb=derained), quality)
         if paths.rain is not None:
             rain = cv2.subtract(rainy.rgb, grey_mean(derained) if rainy.grey else derained)  # clipped at 0
-            write_image(paths.rain, DecodedImage(rain, grey=rainy.grey))
+            write_image(paths.rain, DecodedImage(rain, grey=rainy.grey), quality)
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise  # such as a full disk, on which the next image would fail too
@@ -264,6 +217,49 @@ def write_and_measure(
             raise InputError(f"{rainy_file(item)}: {error}; remove the pair") from error
     row["milliseconds"] = milliseconds
     return Outcome(row, page.thumbnails(rainy.rgb, derained, clean) if with_thumbnails else None)
+
+
+def derain_file(
+    settings: EvalSettings, derain: Callable[[np.ndarray, Path], np.ndarray], made_with: Callable[[Path], MadeWith]
+) -> None:
+    """Derain a video, or with --out a single image. Raises InputError if there are several, or a folder."""
+    if len(settings.data_path) != 1 or (settings.out and not settings.data_path[0].is_file()):
+        what = "--out takes" if settings.out else "videos are derained one at a time:"
+        raise InputError(f"{what} a single file in --data_path; derain the others in calls of their own")
+    source = settings.data_path[0]
+    folder = settings.save_path or Path("results/real")
+    target = settings.out or folder / f"{source.stem}{settings.suffix}{source.suffix}"
+    check_folder(target.parent)
+    refuse_replacing([target], [source])
+    flags = ("skip_existing", "figure", "recursive", "show_rain")
+    if ignored := [f"--{name}" for name in flags if getattr(settings, name) not in (None, False)]:
+        kind = "a video" if is_video(source) else "a single image"
+        print(f"{source}: {kind}, for which {', '.join(ignored)} has no effect", flush=True)
+    if settings.out is None:
+        made_with(folder)
+    if is_video(source):
+        how = (settings.codec, settings.crf, settings.start, settings.duration)
+        derain_video(source, target, lambda rgb: derain(rgb, source), *how)
+        return
+    if target.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise InputError(f"--out {target}: images are saved as .png, .jpg or .webp; choose another name")
+    image = read_image(source)
+    write_image(target, dataclasses.replace(image, rgb=derain(image.rgb, source)), settings.quality)
+    print(f"{target}: written")
+
+
+def tile_progress(source: Path) -> Callable[[int, int], None]:
+    """Return what prints, every five seconds, how many tiles of an image are done and how long the others take."""
+    began = shown = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal shown
+        if (now := time.monotonic()) - shown > 5 and done < total:
+            shown = now
+            left = (now - began) / done * (total - done)
+            print(f"  {source.name}: tile {done} of {total}, {left:.0f} s left", flush=True)
+
+    return progress
 
 
 def line_of(row: dict[str, Any]) -> str:
@@ -287,7 +283,7 @@ def report(
     numbers = [item.number if isinstance(item, Pair) else None for item in images.inputs]
     lines = summary_lines(test_set, images.label, rows, numbers) if test_set else []
     times = [row["milliseconds"] for row in rows if row["milliseconds"] is not None]
-    data_set = {"name": images.label, "path": images.data_path, "images": len(images.inputs)}
+    data_set = {"name": images.label, "path": images.source, "images": len(images.inputs)}
     summary = {
         "data_set": data_set | {"exact_pairs": images.exact, "identical_to_clean": identical(rows) if lines else None},
         "protocol": PROTOCOL if lines else None,
@@ -298,8 +294,8 @@ def report(
     write_results(images.save_path, rows, summary)
     files = ["results.csv", "results.json"]
     if settings.page:
-        note = f"{len(rows)} images of {images.data_path}, {how}." + (f" Scores: {PROTOCOL}." if lines else "")
-        title = images.label if lines else f"Derained: {images.data_path.name}"
+        note = f"{len(rows)} images of {images.source}, {how}." + (f" Scores: {PROTOCOL}." if lines else "")
+        title = images.label if lines else f"Derained: {Path(images.source).name}"
         page.write_test_page(images.save_path, title, note, lines, rows, thumbnails)
         files.append("index.html")
     if lines:

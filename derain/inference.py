@@ -109,12 +109,16 @@ def reach(network: nn.Module) -> int | None:
 
 
 def derain_image(
-    network: nn.Module, rgb: np.ndarray, tile: int | None = None, quantization: str = "round"
+    network: nn.Module,
+    rgb: np.ndarray,
+    tile: int | None = None,
+    quantization: str = "round",
+    progress: Callable[[int, int], object] | None = None,
 ) -> np.ndarray:
     """(H, W, 3) uint8 or uint16 RGB -> the derained image, of the same shape and type.
 
     tile: largest side of exact tiles in pixels, 0 for none, None to go by the free memory. Only one tile at a time
-    is held as floating-point numbers. Raises ValueError if the network's output is not finite.
+    is held as floating-point numbers. progress: see in_blocks. Raises ValueError if the network's output is not finite.
     """
     if tile is None:
         tile = automatic_tile(rgb.shape[0], rgb.shape[1], network)
@@ -129,7 +133,7 @@ def derain_image(
         return torch.from_numpy(quantize(derained, rgb.dtype, quantization)).permute(2, 0, 1)[None]
 
     pixels, radius = torch.from_numpy(rgb).permute(2, 0, 1)[None], reach(network)  # HWC -> NCHW, the same memory
-    derained = in_blocks(part, pixels, radius, tile) if tile and radius is not None else part(pixels)
+    derained = in_blocks(part, pixels, radius, tile, progress) if tile and radius is not None else part(pixels)
     return derained[0].permute(1, 2, 0).numpy()
 
 

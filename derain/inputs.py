@@ -1,17 +1,74 @@
-"""Which images a test takes, and what it may call them."""
+"""What a test takes: its settings, its images, and what tables may call them."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from derain import figure
+from derain.cli import check_folder, setting
 from derain.data.identify import identify_pairs
-from derain.data.pairs import Pair, find_rainy, folders_below, list_images, rainy_file
+from derain.data.pairs import Pair, find_pairs, find_rainy, folders_below, list_images, rainy_file
 from derain.data.synthesize import stand_in, synthetic_label
+from derain.results import OutputPaths, output_paths
 from derain.test_sets import TestSet
 from derain.video import VIDEO_SUFFIXES
 from utils import IMAGE_SUFFIXES, InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSettings:
+    """What a test script measures, and with which weights."""
+
+    data_path: tuple[Path, ...] = setting(
+        (), "images and folders of them, or a video; of a test set its folder (default: the set's)", alias="rainy_dir"
+    )
+    clean_dir: Path | None = setting(None, "folder of the clean images, if they are not in --data_path")
+    logdir: Path = setting(Path("logs/Rain100H"), "folder that holds net_latest.pth, or a .pth file")
+    save_path: Path | None = setting(None, "folder for derained images and results (default: results/NAME)")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: str = setting(
+        "fp32", "arithmetic of the network; auto: bf16 where it is native", ("auto", "fp32", "bf16")
+    )
+    quantize: str = setting("round", "how values become 8-bit; the authors truncated", ("round", "truncate"))
+    skip_existing: bool = setting(False, "keep images that an earlier run with the same weights and settings derained")
+    page: bool = setting(True, "write index.html, every image with a before/after slider")
+    figure: tuple[str, ...] | None = setting(
+        None, "draw figure.png: images by name, or without names those of median, largest and smallest gain"
+    )
+    crop: tuple[int, ...] | None = setting(
+        None, "X Y SIZE: left, top, width (pixels) of the figure's crop, half as high"
+    )
+    tile: str = setting("auto", "auto (by free memory), off, or the side of exact tiles in pixels")
+    recursive: bool = setting(False, "own images: include all subfolders; results keep the subfolders")
+    suffix: str = setting("", "own images: what is added to their names, such as _derained")
+    format: str = setting("png", "own images: how they are saved", ("png", "jpg", "webp"))
+    quality: int = setting(95, "of jpg and webp, 1 to 100")
+    out: Path | None = setting(None, "the file for a single image or video, instead of a folder of results")
+    show_rain: bool = setting(False, "also write the removed rain, rainy - derained clipped at 0, to rain/")
+    codec: str = setting("libx264", "of a video, in FFmpeg's words")
+    crf: int = setting(17, "quality of a video: 0 is the best, 51 the worst")
+    start: float = setting(0.0, "second of a video to start at")
+    duration: float | None = setting(None, "seconds of a video to derain (default: all)")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.data_path, (str, Path)):  # one path will do in Python
+            object.__setattr__(self, "data_path", (Path(self.data_path),))
+
+
+@dataclasses.dataclass
+class Images:
+    """What is to be derained: a test set's pairs or own images, where results go, and what tables call them."""
+
+    source: str
+    inputs: Sequence[Pair | Path]
+    label: str
+    save_path: Path
+    outputs: list[OutputPaths]
+    exact: int = 0  # pairs whose pixels are the test set's
+    quality: int = 95  # of JPEG and WebP
 
 
 def default_data(test_set: TestSet | None) -> Path:
@@ -78,3 +135,40 @@ def _kind(path: Path, recursive: bool) -> str:
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return "videos (--data_path takes one at a time)"
     return "" if path.suffix.lower() in IMAGE_SUFFIXES else f"{path.suffix.lower() or 'other'} files"
+
+
+def collect(settings: EvalSettings, test_set: TestSet | None) -> Images:
+    """Find the images, name them, and decide where results go."""
+    paths = settings.data_path or (default_data(test_set),)
+    source = str(paths[0]) + (f" and {len(paths) - 1} others" if len(paths) > 1 else "")
+    save_path = settings.save_path or Path("results") / (test_set.name if test_set else "real")
+    root, exact = None, 0
+    if test_set is not None:
+        refuse_own(settings, test_set)
+        inputs: Sequence[Pair | Path] = find_pairs(paths[0], clean_dir=settings.clean_dir)
+        label, exact = label_of(test_set, paths[0], inputs)
+        if settings.save_path is None and label != test_set.name:
+            save_path = Path("results") / paths[0].resolve().name
+    else:
+        if settings.clean_dir:
+            raise InputError("--clean_dir: is for measuring; use a test script, such as test_Rain100H.py")
+        inputs = list(dict.fromkeys(i for path in paths for i in find_images(path, save_path, settings.recursive)))
+        label = synthetic_label(rainy_file(inputs[0]).parent) or "own images"
+        root = paths[0] if settings.recursive and len(paths) == 1 and paths[0].is_dir() else None
+    ending = f"{settings.suffix}.{settings.format}"
+    outputs = output_paths(save_path, inputs, root, settings.show_rain, ending)
+    if settings.figure is not None:
+        figure.check_names(settings.figure, save_path, inputs, outputs)
+    check_folder(save_path)
+    return Images(source, inputs, label, save_path, outputs, exact, settings.quality)
+
+
+def refuse_own(settings: EvalSettings, test_set: TestSet) -> None:
+    """Raise InputError for what only own images take, or what is missing."""
+    if len(settings.data_path) > 1:
+        raise InputError(f"--data_path: {test_set.name} takes one folder of pairs, not {len(settings.data_path)}")
+    if settings.clean_dir and not settings.data_path:
+        raise InputError("--clean_dir: add --data_path, the folder of the rainy images")
+    for name, usual in (("suffix", ""), ("format", "png"), ("out", None)):
+        if getattr(settings, name) != usual:
+            raise InputError(f"--{name}: is for your own images (test_real.py); a test set's are saved as NAME.png")

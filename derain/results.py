@@ -110,9 +110,10 @@ class MadeWith:
     Raises InputError if the folder has files but neither this one nor results.json: they are not ours.
     """
 
-    def __init__(self, folder: Path, checksum: str, answer: str, precision: str, quantization: str) -> None:
+    def __init__(self, folder: Path, checksum: str, answer: str, precision: str, *settings: object) -> None:
         self.path = folder / "made_with.json"
-        content = {"weights_sha256": checksum, "network": answer, "precision": precision, "quantize": quantization}
+        content = {"weights_sha256": checksum, "network": answer, "precision": precision}
+        content["settings"] = " ".join(map(str, settings))
         others = [p for p in folder.iterdir() if p.name[0] != "."] if folder.is_dir() else []
         if others and not (self.path.exists() or (folder / "results.json").exists()):
             raise InputError(
@@ -142,9 +143,13 @@ class MadeWith:
 
 
 def output_paths(
-    save_path: Path, inputs: Sequence[Pair | Path], root: Path | None = None, show_rain: bool = False
+    save_path: Path,
+    inputs: Sequence[Pair | Path],
+    root: Path | None = None,
+    show_rain: bool = False,
+    ending: str = ".png",
 ) -> list[OutputPaths]:
-    """Return where each derained image goes: its input's name with .png, or NAME.jpg.png where only suffixes differ.
+    """Return where each derained image goes: its input's name with `ending`, or NAME.jpg.png if only suffixes differ.
 
     root: the folder below which the inputs' subfolders are kept; None: all results lie in one folder.
     With show_rain the removed rain has the same name in rain/, or rain_/ if the inputs have a folder rain/.
@@ -155,9 +160,13 @@ def output_paths(
     folders = [path.parent.relative_to(root) if root else Path() for path in rainy]
     stems = Counter((folder, path.stem.casefold()) for folder, path in zip(folders, rainy, strict=True))
     names = [
-        folder / (path.stem + ".png" if stems[folder, path.stem.casefold()] == 1 else path.name + ".png")
+        folder / ((path.stem if stems[folder, path.stem.casefold()] == 1 else path.name) + ending)
         for folder, path in zip(folders, rainy, strict=True)
     ]
+    first: dict[str, Path] = {}
+    for name, path in zip(names, rainy, strict=True):
+        if (other := first.setdefault(str(name).casefold(), path)) is not path:
+            raise InputError(f"{other} and {path}: would both become {name}; derain them in two calls")
     rain = "rain"
     while any(name.parts[0].casefold() == rain for name in names):
         rain += "_"

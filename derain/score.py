@@ -25,7 +25,7 @@ from derain import figure, page
 from derain.cli import check_folder, run_script, setting
 from derain.data.fingerprints import ALIKE, agreement, content_signs
 from derain.data.identify import identify_pairs
-from derain.data.pairs import Pair, find_pairs, list_images, name_key
+from derain.data.pairs import Pair, find_pairs, images_in, name_key
 from derain.data.synthesize import synthetic_label
 from derain.score_tables import FORMATS, INPUT, Row, Scored, Target, tables
 from derain.scores import PROTOCOLS, score
@@ -118,7 +118,11 @@ def find_targets(settings: Settings) -> list[Target]:
     if (settings.set is None) == (settings.clean_dir is None):
         raise InputError("give either --set or --clean_dir: the images to score against")
     if settings.clean_dir:
-        return [Target(settings.clean_dir.resolve().name, "", pairs_of(settings.clean_dir, settings.rainy_dir))]
+        if settings.rainy_dir:
+            pairs = find_pairs(settings.rainy_dir, say, settings.clean_dir)
+        else:
+            pairs = [Pair(name_key(path), path, path) for path in images_in(settings.clean_dir)]
+        return [Target(settings.clean_dir.resolve().name, "", pairs)]
     targets = []
     for name in str(settings.set).split(","):
         folder = Path("datasets/test") / name if name in TEST_SETS else Path(name)
@@ -128,32 +132,6 @@ def find_targets(settings: Settings) -> list[Target]:
             label = folder.resolve().name
         targets.append(Target(label, folder.resolve().name, pairs, TEST_SETS.get(label)))
     return targets
-
-
-def pairs_of(clean_dir: Path, rainy_dir: Path | None) -> list[Pair]:
-    """Pair the images of two folders, whatever the folders are called, or take clean images alone."""
-    clean = {name_key(path): path for path in images_in(clean_dir)}
-    if rainy_dir is None:
-        return [Pair(key, path, path) for key, path in clean.items()]
-    pairs = [
-        Pair(name_key(path), path, clean[name_key(path)]) for path in images_in(rainy_dir) if name_key(path) in clean
-    ]
-    if len(pairs) < len(clean):
-        raise InputError(f"{rainy_dir}: has images for {len(pairs)} of the {len(clean)} in {clean_dir}; add the others")
-    return pairs
-
-
-def images_in(folder: Path) -> list[Path]:
-    """Return a folder's images, or those of its only subfolder with images. Raises InputError if there are none."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    found = list_images(folder)
-    inside = [] if found else [p for p in sorted(folder.rglob("*")) if p.is_dir() and list_images(p)]
-    if len(inside) > 1:
-        raise InputError(f"{folder}: images are in {len(inside)} folders below it, such as {inside[0]}; name one")
-    if not (found or inside):
-        raise InputError(f"{folder}: holds no image")
-    return found or list_images(inside[0])
 
 
 RULES: dict[str, Callable[[Path], str]] = {

@@ -49,7 +49,8 @@ class TrainSettings:
     """The published recipe. A train script overrides what its data set needs, the command line overrides that."""
 
     recipe: str = setting("paper", "paper: as published; best: for a CPU, see logs/README.md", RECIPES)
-    data_path: Path = setting(Path(), "folder of training pairs")
+    data_path: Path = setting(Path(), "folder of training pairs, or of the rainy images", alias="rainy_dir")
+    clean_dir: Path | None = setting(None, "folder of the clean images, if they are not in --data_path")
     save_path: Path = setting(Path(), "folder for weights, training state and logs")
     channels: int = setting(32, "width of the network's hidden layers")
     groups: int = setting(5, "number of residual groups")
@@ -179,7 +180,8 @@ def load_data(
             f"synthetic rain (python -m derain.data.synthesize --rain {settings.rain} --out {synthetic}) and add "
             f"--data_path {synthetic}"
         )
-    packed = processes.main_process_first(lambda: prepare(settings.data_path, strict=settings.strict))
+    folders = settings.data_path, settings.clean_dir
+    packed = processes.main_process_first(lambda: prepare(folders[0], settings.strict, clean_dir=folders[1]))
     size = settings.parsed_stages()[0].size if settings.stages else settings.patch_size
 
     def read(pairs: Sequence[int] | None = None) -> DerainDataset:

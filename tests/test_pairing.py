@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +78,14 @@ REJECTED: dict[str, tuple[tuple[str, ...], str]] = {
         ("R rainy/90{n}_{r}.png", "C clean/90{n}.png", "R rainy/902_1 - Copy.png"),
         r"902_1 - Copy\.png: looks like a second copy of 902_1\.png; remove it",
     ),
-    "side by side": (("B norain-00{n}.png",), r"put the rainy .* shows both side by side, cut it in two"),
-    "side by side, numbers": (("B {n}.jpg",), r"put the rainy .* shows both side by side, cut it in two"),
+    "side by side": (
+        ("B norain-00{n}.png",),
+        r"put the rainy .* shows both side by side: python -m derain\.data\.halves",
+    ),
+    "side by side, numbers": (
+        ("B {n}.jpg",),
+        r"put the rainy .* shows both side by side: python -m derain\.data\.halves",
+    ),
     "Rain1400 in one folder": (("R 90{n}_{r}.jpg", "C 90{n}.jpg"), r"put the rainy images into rainy/ and the clean"),
     "two sets": (
         ("R test/rain/{n}.png", "C test/norain/{n}.png", "R train/rain/{n}.png", "C train/norain/{n}.png"),
@@ -157,6 +164,26 @@ def test_trees_that_are_rejected(tmp_path: Path, name: str) -> None:
         find_pairs(tmp_path)
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("clean", ["left", "right"])
+def test_images_with_two_halves_are_cut(tmp_path: Path, clean: str, inline: Callable) -> None:
+    """Rain brightens, which tells the halves apart; where it does not, the flag does."""
+    for n in (1, 2, 3):
+        rainy, dry = scene(n, 32, 40)
+        write(tmp_path / f"both/{n}.png", np.hstack([dry, rainy] if clean == "left" else [rainy, dry]))
+    command = ("derain.data.halves", "both", "--out")
+    assert inline(*command, "cut").stdout == f"cut: 3 pairs, clean images from the {clean} half\n"
+    pairs = find_pairs(tmp_path / "cut")
+    for n, pair in enumerate(pairs, 1):
+        assert all(np.array_equal(*both) for both in zip(read_pair(pair), scene(n, 32, 40), strict=True))
+    write(tmp_path / "both/4.png", np.hstack(scene(4, 32, 40)[:: -1 if clean == "right" else 1]))
+    assert "neither half is always darker" in inline(*command, "again").stderr
+    assert inline(*command, "again", "--clean", "right").returncode == 0
+    assert "not empty" in inline(*command, "again", "--clean", "right").stderr
+    write(tmp_path / "both/5.png", scene(1, 32, 41)[0])
+    assert "5.png: 41 pixels wide" in inline(*command, "odd", "--clean", "left").stderr
+    assert not (tmp_path / "odd").exists()
 
 
 def test_images_are_left_out_only_where_the_line_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

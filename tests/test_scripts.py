@@ -5,26 +5,32 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SCRIPTS, scene, write, write_pairs
+from PIL import Image
 
 from derain import inputs
 from derain.data import identify
 from derain.data.fingerprints import KnownSet, pixel_hash
 from derain.data.pairs import find_pairs
 from derain.data.synthesize import stand_in
+from derain.evaluate import tile_progress
+from derain.inference import derain_image
 from derain.results import METRICS, summary_lines, table
 from derain.test_sets import RAIN12
 from DerainDataset import DerainDataset
 from networks import DARGNet, load_network
-from SSIM import image_metrics
+from SSIM import image_metrics, psnr_y
 from utils import DecodedImage, read_image, read_rgb, sha256_of, write_image
 
 TINY_TRAINING = (
@@ -91,7 +97,7 @@ def test_each_train_script_trains(command: Command, tmp_path: Path, script: str,
     assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in fresh.parameters())
     state = torch.load(run / "state_latest.pth", weights_only=True)
     assert state["step"] == 2
-    assert {"network", "optimizer", "settings"} <= set(state)
+    assert {"state_dict", "optimizer", "settings"} <= set(state)
     begin, epoch = (json.loads(line) for line in (run / "log.jsonl").read_text().splitlines())
     assert begin["settings"]["patch_size"] == 32
     assert begin["environment"]["torch"] == torch.__version__
@@ -342,6 +348,93 @@ def test_one_real_picture(command: Command, tmp_path: Path, weights: Path) -> No
     result = command("test_real.py", "--data_path", "holiday.jpg", "--logdir", weights)
     assert result.returncode == 0, result.stderr
     assert read_rgb(tmp_path / "results/real/holiday.png").shape == (64, 72, 3)
+
+
+def test_several_files_and_folders_in_one_call(inline: Command, tmp_path: Path, weights: Path) -> None:
+    for name in ("a.png", "b.jpg", "more/c.png", "more/d.bmp"):
+        write(tmp_path / name, scene(1)[0])
+    common = ("--logdir", weights, "--suffix", "_dry", "--format", "webp", "--data_path", "a.png", "b.jpg", "more")
+    result = inline("test_real.py", *common)
+    assert result.returncode == 0, result.stderr
+    assert "own images: 4 images of a.png and 2 others" in result.stdout
+    assert re.search(r"\[3/4\] c_dry.webp [\d.]+ s, \d+ s left\n\[4/4\] d_dry.webp [\d.]+ s\n", result.stdout)
+    found = {p.name for p in (tmp_path / "results/real").glob("*.webp")}
+    assert found == {f"{name}_dry.webp" for name in "abcd"}
+    assert (tmp_path / "results/real/a_dry.webp").read_bytes()[8:12] == b"WEBP"
+    write(tmp_path / "more/a.png", scene(2)[0])
+    texts = ("a.png and more/a.png: would both become a.png_dry.webp",)
+    refused(inline("test_real.py", *common), *texts)
+
+
+@pytest.mark.parametrize("name", ["out.png", "below/out.jpg", "out.webp"])
+def test_a_single_file_goes_where_it_is_sent(inline: Command, tmp_path: Path, weights: Path, name: str) -> None:
+    """And nothing else is written, or replaced."""
+    before = write(tmp_path / "in.png", scene(1)[0]).read_bytes()
+    common = ("test_real.py", "--logdir", weights, "--data_path", "in.png")
+    files = {p for p in tmp_path.rglob("*") if p.is_file()}
+    assert inline(*common, "--out", name, "--quality", "90").stdout.endswith(f"{name}: written\n")
+    written = [p for p in tmp_path.rglob("*") if p.is_file() and p not in files]
+    assert written == [tmp_path / name]
+    with Image.open(written[0]) as image:
+        assert image.format == {"png": "PNG", "jpg": "JPEG", "ebp": "WEBP"}[name[-3:]]
+        shown = np.asarray(image.convert("RGB")).astype(int)
+    inline("test_real.py", "--data_path", "in.png", "--logdir", weights, "--save_path", "whole")
+    error = np.abs(shown - read_rgb(tmp_path / "whole/in.png"))
+    assert error.max() == 0 if name == "out.png" else 0 < error.mean() < 12
+    if name != "out.png":
+        worse = inline(*common, "--out", f"w-{Path(name).name}", "--quality", "10")
+        assert worse.returncode == 0
+        assert (tmp_path / f"w-{Path(name).name}").stat().st_size < written[0].stat().st_size
+    refused(inline(*common, "--out", "in.png"), "in.png: would replace an input")
+    refused(inline(*common, "in.png", "--out", "x.png"), "--out takes a single file")
+    refused(inline(*common, "--out", "x.tif"), "saved as .png, .jpg or .webp")
+    assert (tmp_path / "in.png").read_bytes() == before
+
+
+def test_formats_that_would_lose_something_are_refused(inline: Command, tmp_path: Path, weights: Path) -> None:
+    rgb = scene(1)[0]
+    write_image(tmp_path / "in/alpha.png", DecodedImage(rgb, rgb[..., 0]))
+    write_image(tmp_path / "in/deep.png", DecodedImage(rgb.astype(np.uint16) * 257))
+    write_image(tmp_path / "in/plain.png", DecodedImage(rgb))
+    for kind, lost in (("jpg", 2), ("webp", 1)):
+        common = ("--logdir", weights, "--data_path", "in", "--format", kind, "--save_path", kind)
+        result = inline("test_real.py", *common)
+        refused(result, f"{lost} of 3 images could not be derained")
+        assert "deep.webp: .webp cannot keep the input's 16 bits; write it as PNG" in result.stderr or kind == "jpg"
+        assert len(list((tmp_path / kind).glob(f"*.{kind}"))) == 3 - lost
+
+
+def test_tiles_of_a_large_image_tell_how_far_they_are(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    times = iter([0.0, 3.0, 6.0, 9.0, 12.0])
+    monkeypatch.setattr("derain.evaluate.time.monotonic", lambda: next(times))
+    network = torch.nn.Conv2d(3, 3, 1)
+    image = scene(1, 64, 64)[0]
+    derain_image(network, image, 32, progress=tile_progress(Path("large.png")))
+    assert capsys.readouterr().out == "  large.png: tile 2 of 4, 6 s left\n"
+
+
+@pytest.mark.parametrize("script", ["test_Rain100L.py", "train_rain100L.py"])
+def test_clean_images_in_a_folder_of_any_name(inline: Command, tmp_path: Path, weights: Path, script: str) -> None:
+    write_pairs(tmp_path / "set", 3, "MPRNet")
+    (tmp_path / "set/input").rename(tmp_path / "wet")
+    (tmp_path / "set/target").rename(tmp_path / "dry")
+    arguments = TINY_TRAINING if script.startswith("train") else ("--logdir", weights)
+    common = (script, "--rainy_dir", "wet", "--clean_dir", "dry", "--save_path", "out", *arguments)
+    result = inline(*common)
+    assert result.returncode == 0, result.stderr
+    if script.startswith("train"):
+        with h5py.File(tmp_path / "wet.h5") as file:
+            found = [file[f"images/{number}"][()] for number in file["pairs"][1]]
+        assert all(np.array_equal(image, known) for image, known in zip(found, scene(2), strict=True))
+        assert "packing" not in inline(*common).stdout  # packed once
+    else:
+        rows = list(csv.DictReader((tmp_path / "out/results.csv").read_text().splitlines()))
+        assert float(rows[1]["input_psnr_y"]) == pytest.approx(psnr_y(*scene(2)))
+    (tmp_path / "dry/2.png").unlink()
+    refused(inline(*common), "wet/2.png: its clean image", "2.png is missing")
+    if script.startswith("test"):
+        refused(inline(script, "--clean_dir", "dry", "--logdir", weights), "add --data_path")
+        refused(inline("test_real.py", *common[1:]), "is for measuring")
 
 
 # ---------------------------------------------------------------- bad input

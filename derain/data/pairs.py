@@ -18,8 +18,9 @@ from utils import IMAGE_SUFFIXES, InputError, read_rgb
 RAINY_FOLDERS = ("rainy", "rain", "input", "lq", "in", "data", "rainy_image", "rain_x2", "rainy_x2")
 CLEAN_FOLDERS = ("clean", "groundtruth", "ground_truth", "gt", "norain", "target", "label")
 FIX = (
-    "put the rainy images into rainy/ and the clean ones into clean/, under the same names (if each file shows both "
-    "side by side, cut it in two first); datasets/README.md lists the other layouts"
+    "put the rainy images into rainy/ and the clean ones into clean/, under the same names, or name the folder of the "
+    "clean ones by --clean_dir (if each file shows both side by side: python -m derain.data.halves); "
+    "datasets/README.md lists the known layouts"
 )
 NESTING = 3  # levels of folders to look through for the set
 SAMPLE = 3  # images per folder that are compared where several folders could be meant
@@ -71,19 +72,23 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(files, key=natural_order)
 
 
-def find_pairs(folder: Path, log: Callable[[str], Any] = print) -> list[Pair]:
+def find_pairs(folder: Path, log: Callable[[str], Any] = print, clean_dir: Path | None = None) -> list[Pair]:
     """Pair the rainy and clean images of a folder, in natural order of the rainy ones.
 
     Names are paired by number (rain-001 with norain-1) or, without one, by the rest of the name; a clean image may
     belong to several rainy ones (901_1, 901_2, ... with 901). If the folder holds no images of a set itself, its
-    subfolders are searched. log: takes the line that says which images were left out.
+    subfolders are searched. log: takes the line that says which images were left out. clean_dir: where the clean images
+    are, if not in `folder`, which then has the rainy ones; both folders may have any name.
 
     Raises UnknownLayout if there is no set, or more than one, and InputError for a missing folder, an image without
     its partner (naming both), two images with one name, or several folders that could be meant.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; see datasets/README.md for where to get the data sets")
-    place, rainy, clean, left_out = _find_set(folder)
+    if clean_dir is None:
+        place, rainy, clean, left_out = _find_set(folder)
+    else:
+        place, rainy, clean, left_out = folder, images_in(folder), images_in(clean_dir), []
     rainy_by_key, clean_by_key = _by_key(rainy), _by_key(clean)
     pairs = []
     for key, path in rainy_by_key.items():
@@ -103,6 +108,19 @@ def find_pairs(folder: Path, log: Callable[[str], Any] = print) -> list[Pair]:
     if left_out:
         log(f"{place}: {len(pairs)} pairs; left out: {', '.join(left_out)}")
     return pairs
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Return a folder's images, or those of its only subfolder with images. Raises InputError if there are none."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    found = list_images(folder)
+    inside = [] if found else [p for p in sorted(folder.rglob("*")) if p.is_dir() and list_images(p)]
+    if len(inside) > 1:
+        raise InputError(f"{folder}: images are in {len(inside)} folders below it, such as {inside[0]}; name one")
+    if not (found or inside):
+        raise InputError(f"{folder}: holds no image")
+    return found or list_images(inside[0])
 
 
 def _find_set(folder: Path) -> tuple[Path, list[Path], list[Path], list[str]]:
