@@ -1,10 +1,9 @@
-"""Images in and out, files, devices, seeds. Nothing here knows of DARGNet."""
+"""Images as numbers, files, devices, seeds. Nothing here knows of DARGNet."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import hashlib
 import io
 import json
@@ -18,14 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Before OpenCV is loaded: a few bytes can claim any number of pixels. 2^28 are 16,384 x 16,384.
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**28))
+MOST_PIXELS = 2**28  # 16,384 x 16,384 of an image; a few bytes of a file can claim any number
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MOST_PIXELS))  # before OpenCV is loaded
 
 import cv2
 import numpy as np
 import torch
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
 
 class InputError(Exception):
@@ -53,97 +50,6 @@ def release_freed_memory() -> None:
 
 
 # ---------------------------------------------------------------- images
-
-
-@dataclasses.dataclass(frozen=True)
-class DecodedImage:
-    """A decoded image file. rgb: (H, W, 3) uint8 or uint16; alpha: (H, W) of the same type, or None."""
-
-    rgb: np.ndarray
-    alpha: np.ndarray | None = None
-    grey: bool = False
-
-
-def read_image(path: Path) -> DecodedImage:
-    """Read an image of 8 or 16 bits: grey, colour or palette, with or without alpha (which makes grey colour).
-
-    JPEGs are turned upright by their EXIF data.
-
-    Raises InputError, naming the path, if the file is missing, truncated, no image, or of
-    another depth.
-    """
-    try:
-        if path.is_fifo() or path.is_char_device():  # reading one could wait for ever
-            raise InputError(f"{path}: not a file; remove it")
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    jpeg, png = data[:2] == b"\xff\xd8", data[:4] == b"\x89PNG"
-    # OpenCV fills in what a cut-off file lacks with grey or black: look for the end marks ourselves.
-    if (png and b"IEND" not in data) or (jpeg and not _jpeg_is_whole(data)):
-        raise InputError(f"{path}: the image is cut off after {len(data)} bytes; get it again")
-    # IMREAD_UNCHANGED alone keeps alpha but ignores the EXIF rotation, which only JPEGs commonly have.
-    flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH if jpeg else cv2.IMREAD_UNCHANGED
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
-    except cv2.error:
-        pixels = None
-    if pixels is None:
-        raise InputError(f"{path}: not an image that OpenCV can read, or too large; convert it to PNG or remove it")
-    if pixels.dtype not in (np.uint8, np.uint16):
-        raise InputError(f"{path}: holds {pixels.dtype} values; convert it to 8 or 16 bits per channel")
-    if pixels.ndim == 2:
-        return DecodedImage(np.repeat(pixels[..., None], 3, axis=2), grey=True)
-    alpha = np.ascontiguousarray(pixels[..., 3]) if pixels.shape[2] == 4 else None
-    return DecodedImage(np.ascontiguousarray(pixels[..., 2::-1]), alpha)  # HWC BGR(A) -> HWC RGB
-
-
-def _jpeg_is_whole(data: bytes) -> bool:
-    """Whether a JPEG's first scan is followed by an end mark; cameras may append anything behind that."""
-    at = 2
-    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":  # segments before the scan
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big") if data[at + 1 : at + 2] != b"\xff" else 1
-    return data.find(b"\xff\xd9", at) >= 0
-
-
-def read_rgb(path: Path) -> np.ndarray:
-    """Read an image as (H, W, 3) uint8 RGB: alpha dropped, 16 bits rounded to 8. Raises as read_image does."""
-    rgb = read_image(path).rgb
-    return rgb if rgb.dtype == np.uint8 else np.round(rgb / 257).astype(np.uint8)
-
-
-def write_image(path: Path, image: DecodedImage, quality: int = 95) -> None:
-    """Write PNG, JPEG or WebP, as the path's suffix says, with the image's own depth, alpha and greyness, atomically.
-
-    quality: of JPEG and WebP, 1 to 100. Raises InputError if the format has no such depth or no alpha.
-    """
-    pixels = image.rgb[..., ::-1]  # HWC RGB -> HWC BGR
-    if image.grey:
-        pixels = grey_mean(pixels)[..., 0]
-    elif image.alpha is not None:
-        pixels = np.dstack([pixels, image.alpha])
-    suffix, options = path.suffix.lower(), []
-    if suffix != ".png":
-        options = [cv2.IMWRITE_WEBP_QUALITY if suffix == ".webp" else cv2.IMWRITE_JPEG_QUALITY, quality]
-        lost = (
-            "16 bits"
-            if pixels.dtype == np.uint16
-            else "alpha"
-            if pixels.shape[2:] == (4,) and suffix != ".webp"
-            else ""
-        )
-        if lost:
-            raise InputError(f"{path}: {suffix} cannot keep the input's {lost}; write it as PNG")
-    encoded, data = cv2.imencode(suffix, pixels, options)
-    if not encoded:
-        raise InputError(f"{path}: an image of shape {pixels.shape} cannot be encoded as {suffix}")
-    write_atomically(path, data.tobytes())
-
-
-def grey_mean(rgb: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 or uint16 -> the same with each channel the rounded mean of the three."""
-    mean = np.round(rgb.mean(axis=2, keepdims=True)).astype(rgb.dtype)
-    return np.repeat(mean, 3, axis=2)
 
 
 def quantize(image: np.ndarray, dtype: np.dtype | type = np.uint8, mode: str = "round") -> np.ndarray:

@@ -21,6 +21,7 @@ import numpy as np
 from derain import figure, page
 from derain.cli import check_folder
 from derain.data.pairs import Pair, rainy_file, read_pair
+from derain.images import DecodedImage, grey_mean, like, read_image, visible, write_image
 from derain.inference import Loader, derain_image, open_network, parse_tile, weights_file
 from derain.inputs import EvalSettings, Images, collect
 from derain.results import (
@@ -36,18 +37,7 @@ from derain.test_sets import TestSet
 from derain.video import derain_video, is_video
 from networks import load_network
 from SSIM import PROTOCOL, image_metrics
-from utils import (
-    DecodedImage,
-    InputError,
-    choose_device,
-    choose_precision,
-    environment,
-    grey_mean,
-    keep_freed_memory,
-    read_image,
-    sha256_of,
-    write_image,
-)
+from utils import InputError, choose_device, choose_precision, environment, keep_freed_memory, sha256_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,10 +125,14 @@ def derain_all(
         for i, (item, paths, loading) in enumerate(zip(images.inputs, images.outputs, loaded, strict=True)):
             try:
                 rainy, clean = loading.result()
+                if rainy.frames > 1:
+                    print(f"{item}: the first of {rainy.frames} frames or pages; the others are left out", flush=True)
                 derained, milliseconds = made_with and made_with.existing(paths.output, rainy_file(item), rainy), None
                 if derained is None:
                     began = time.perf_counter()
-                    derained = derain(rainy.rgb, rainy_file(item))
+                    derained = derain(visible(rainy), rainy_file(item))
+                    if isinstance(item, Path):  # a test set's images are scored as the network made them
+                        derained = like(rainy, derained).rgb
                     milliseconds = round(1000 * (time.perf_counter() - began), 1)
                 arguments = (
                     images.label,
@@ -216,7 +210,9 @@ def write_and_measure(
         except ValueError as error:
             raise InputError(f"{rainy_file(item)}: {error}; remove the pair") from error
     row["milliseconds"] = milliseconds
-    return Outcome(row, page.thumbnails(rainy.rgb, derained, clean) if with_thumbnails else None)
+    if not with_thumbnails:
+        return Outcome(row)
+    return Outcome(row, page.thumbnails(rainy.rgb, derained, clean, rainy.metadata.get("icc_profile")))
 
 
 def derain_file(
@@ -244,7 +240,7 @@ def derain_file(
     if target.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise InputError(f"--out {target}: images are saved as .png, .jpg or .webp; choose another name")
     image = read_image(source)
-    write_image(target, dataclasses.replace(image, rgb=derain(image.rgb, source)), settings.quality)
+    write_image(target, like(image, derain(visible(image), source)), settings.quality)
     print(f"{target}: written")
 
 

@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from derain.data.pairs import Pair, rainy_file
+from derain.images import read_rgb
 from derain.results import OutputPaths, refuse_replacing
 from SSIM import WINDOW, luma, psnr_y, ssim_y
-from utils import InputError, atomic_path, read_rgb
+from utils import InputError, atomic_path
 
 NAME = "figure.png"
 MOST_ROWS = 50  # images of one figure: PNG readers open no larger ones

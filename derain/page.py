@@ -17,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from derain.images import to_srgb
 from derain.results import METRICS, cells
 from utils import write_atomically
 
@@ -45,24 +46,29 @@ def shown(count: int, versions: int = 4) -> set[int]:
     return set(np.linspace(0, count - 1, min(count, most)).astype(int).tolist())
 
 
-def thumbnails(rainy: np.ndarray, derained: np.ndarray, clean: np.ndarray | None) -> Thumbnails:
-    """Return small JPEGs of an image, (H, W, 3) uint8 or uint16 RGB each, and of |rainy - derained|."""
+def thumbnails(
+    rainy: np.ndarray, derained: np.ndarray, clean: np.ndarray | None, profile: bytes | None = None
+) -> Thumbnails:
+    """Return small JPEGs of an image, (H, W, 3) uint8 or uint16 RGB each, and of |rainy - derained|.
+
+    profile: the ICC profile of rainy and derained; the JPEGs are sRGB.
+    """
     rainy, derained = (
         image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8) for image in (rainy, derained)
     )
     versions = {"rainy": rainy, "derained": derained, "rain": cv2.absdiff(rainy, derained)}
     if clean is not None:
         versions["clean"] = clean
-    return {name: data_uri(image) for name, image in versions.items()}
+    return {name: data_uri(image, None if name in ("rain", "clean") else profile) for name, image in versions.items()}
 
 
-def data_uri(rgb: np.ndarray) -> str:
-    """Return a small JPEG of an image, (H, W, 3) uint8 RGB, as a data URI."""
+def data_uri(rgb: np.ndarray, profile: bytes | None = None) -> str:
+    """Return a small JPEG of an image, (H, W, 3) uint8 RGB in a colour profile or sRGB, as a data URI."""
     scale = LONGEST_SIDE / max(rgb.shape[:2])
     if scale < 1:
         size = (max(1, round(rgb.shape[1] * scale)), max(1, round(rgb.shape[0] * scale)))
         rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
-    _, data = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])
+    _, data = cv2.imencode(".jpg", to_srgb(rgb, profile)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from derain.data.pairs import Pair, rainy_file
+from derain.images import DecodedImage, read_image
 from derain.test_sets import TestSet
-from utils import DecodedImage, InputError, read_image, write_atomically, write_json
+from utils import InputError, write_atomically, write_json
 
 METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
 Row = Mapping[str, Any]

@@ -27,10 +27,11 @@ from derain.data.fingerprints import ALIKE, agreement, content_signs
 from derain.data.identify import identify_pairs
 from derain.data.pairs import Pair, find_pairs, images_in, name_key
 from derain.data.synthesize import synthetic_label
+from derain.images import read_rgb
 from derain.score_tables import FORMATS, INPUT, Row, Scored, Target, tables
 from derain.scores import PROTOCOLS, score
 from derain.test_sets import TEST_SETS
-from utils import InputError, read_rgb
+from utils import InputError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,10 @@ import torch
 from torchvision.utils import make_grid
 
 from derain.cli import run_script, setting
+from derain.images import DecodedImage, read_rgb, write_image
 from derain.inference import weights_file
 from networks import ChannelAttention, SpatialAttention, load_network
-from utils import DecodedImage, quantize, read_rgb, to_image, to_tensor, write_image
+from utils import quantize, to_image, to_tensor
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ import numpy as np
 from derain.cli import run_script, setting
 from derain.data.fingerprints import ALIKE, FIX, STORE, agreement, content_signs, find_bsds500, pixel_hash
 from derain.data.pairs import find_pairs
-from utils import InputError, read_rgb, write_json
+from derain.images import read_rgb
+from utils import InputError, write_json
 
 ORIGINALS = {  # where the rainy images are looked for
     "Rain100H": ("test/Rain100H",),

@@ -24,7 +24,8 @@ from derain.data.pairs import (
     find_pairs,
     is_strict,
 )
-from utils import InputError, read_rgb
+from derain.images import read_rgb
+from utils import InputError
 
 
 def photograph(seed: int) -> np.ndarray:

@@ -20,9 +20,9 @@ from PIL import Image
 
 from derain import figure
 from derain.figure import Row, crop_place, montage, sheet_of
+from derain.images import read_rgb
 from networks import DARGNet
 from SSIM import ssim_y
-from utils import read_rgb
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -26,11 +26,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from derain.evaluate import EvalSettings, evaluate
+from derain.images import read_image
 from derain.inference import derain_image
 from derain.optimized import fold
 from DerainDataset import DerainDataset, prepare
 from networks import DARGNet, DualAttention, load_network
-from utils import InputError, read_image
+from utils import InputError
 
 # Runs of the same examples everywhere, and no judgement of how long they take. FUZZ=20 in the environment makes
 # 20 times as many, other ones each time.
@@ -236,7 +237,8 @@ def test_a_bomb_is_refused_without_its_memory(tmp_path: Path) -> None:
 import resource, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from utils import InputError, read_image
+from derain.images import read_image
+from utils import InputError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     read_image(Path({str(tmp_path / "bomb.png")!r}))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import networks
 from derain import blocks, evaluate, train
+from derain.images import read_rgb
 from derain.inference import derain_image, open_network
 from derain.optimized import (
     AsWritten,
@@ -27,7 +28,7 @@ from derain.optimized import (
 from derain.test_sets import RAIN12
 from networks import DARGNet, DualAttention, ResidualGroup
 from SSIM import SSIM
-from utils import read_rgb, to_tensor
+from utils import to_tensor
 
 
 def without_channel(self: DualAttention, x: Tensor) -> Tensor:

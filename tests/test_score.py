@@ -18,10 +18,10 @@ from scipy.signal import convolve2d
 from test_figure import find
 from test_ssim import vector
 
+from derain.images import read_rgb
 from derain.score_tables import Column, Scored, Target, difference, means, ranks, tables, verdict
 from derain.scores import PROTOCOLS, score
 from derain.test_sets import RAIN12, RAIN100L
-from utils import read_rgb
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -25,13 +25,14 @@ from derain.data.fingerprints import KnownSet, pixel_hash
 from derain.data.pairs import find_pairs
 from derain.data.synthesize import stand_in
 from derain.evaluate import tile_progress
+from derain.images import DecodedImage, read_image, read_rgb, write_image
 from derain.inference import derain_image
 from derain.results import METRICS, summary_lines, table
 from derain.test_sets import RAIN12
 from DerainDataset import DerainDataset
 from networks import DARGNet, load_network
 from SSIM import image_metrics, psnr_y
-from utils import DecodedImage, read_image, read_rgb, sha256_of, write_image
+from utils import sha256_of
 
 TINY_TRAINING = (
     *("--patch_size", "32", "--stride", "16", "--batch_size", "2", "--max_steps", "2"),

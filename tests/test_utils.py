@@ -18,19 +18,16 @@ from conftest import scene, write
 import utils
 from derain.cli import explained, parse_settings, run_script, setting
 from derain.evaluate import EvalSettings
+from derain.images import DecodedImage, read_image, read_rgb, write_image
 from utils import (
-    DecodedImage,
     InputError,
     atomic_path,
     choose_device,
     environment,
     quantize,
-    read_image,
-    read_rgb,
     to_image,
     to_tensor,
     write_atomically,
-    write_image,
     write_json,
 )
 
@@ -250,7 +247,7 @@ def test_a_file_that_cannot_be_written_whole_is_named(tmp_path: Path) -> None:
 def test_an_empty_path_is_not_the_current_folder(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_settings(EvalSettings(), "", ["--data_path", ""])
-    assert "--data_path: is empty" in capsys.readouterr().err
+    assert "is empty: name a file or a folder" in capsys.readouterr().err
 
 
 def test_a_programming_fault_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,8 +35,9 @@ from derain.data.identify import (
 )
 from derain.data.pairs import Pair, UnknownLayout, find_pairs, find_rainy, name_key, read_pair
 from derain.data.synthesize import synthetic_label
+from derain.images import read_rgb
 from SSIM import WINDOW, ssim_y
-from utils import InputError, read_rgb
+from utils import InputError
 
 SHOWN = 5  # names of faulty pairs in one line
 PROGRESS = 100  # pairs between two lines of progress

@@ -14,7 +14,8 @@ import numpy as np
 
 from derain.cli import check_folder, run_script, setting
 from derain.data.pairs import images_in
-from utils import DecodedImage, InputError, read_rgb, write_image
+from derain.images import DecodedImage, read_rgb, write_image
+from utils import InputError
 
 
 @dataclasses.dataclass(frozen=True)

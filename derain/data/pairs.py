@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from utils import IMAGE_SUFFIXES, InputError, read_rgb
+from derain.images import SUFFIXES, is_image, read_rgb
+from utils import InputError
 
 RAINY_FOLDERS = ("rainy", "rain", "input", "lq", "in", "data", "rainy_image", "rain_x2", "rainy_x2")
 CLEAN_FOLDERS = ("clean", "groundtruth", "ground_truth", "gt", "norain", "target", "label")
@@ -66,7 +67,7 @@ def natural_order(path: Path) -> list[tuple[int, int, str]]:
 def list_images(folder: Path) -> list[Path]:
     """Return the image files directly in a folder, without hidden ones, in natural order."""
     try:
-        files = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."]
+        files = [p for p in folder.iterdir() if p.name[0] != "." and is_image(p)]
     except OSError as error:
         raise InputError(f"{folder}: the folder cannot be read ({error.strerror}); check its permissions") from error
     return sorted(files, key=natural_order)
@@ -279,7 +280,7 @@ def find_rainy(path: Path) -> list[Path]:
     except InputError:
         pass  # no data set: nothing in it is left out because of its name
     if not images:
-        raise InputError(f"{path}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise InputError(f"{path}: holds no image ({', '.join(sorted(SUFFIXES))})")
     return images
 
 

@@ -25,8 +25,9 @@ import skimage.data
 
 from derain.cli import run_script, setting
 from derain.data.pairs import list_images
+from derain.images import DecodedImage, read_rgb, write_image
 from DerainDataset import SYNTHETIC_MARKER
-from utils import DecodedImage, InputError, read_rgb, write_image, write_json
+from utils import InputError, write_json
 
 VERSION = 1  # of the generator: raise it when the same seed gives other images
 MARGIN = 64  # pixels around the image where streaks that reach into it may begin

@@ -1,0 +1,348 @@
+"""Image files: read right, or refused in one line; written with what belongs to them.
+
+OpenCV reads PNG, JPEG, WebP and BMP, tifffile TIFF, and Pillow all else, CMYK, and what comes with the pixels. The
+network gets a file's values as they are; its colour profile goes to the result. datasets/README.md has a table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import logging
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import tifffile
+from PIL import ExifTags, Image, ImageCms, ImageOps
+from scipy.ndimage import distance_transform_edt
+
+from utils import MOST_PIXELS, InputError, write_atomically
+
+with contextlib.suppress(ImportError):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()  # which lets Pillow read HEIC
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif"}
+SUFFIXES |= {".avif", ".jp2", ".heic", ".heif"}
+OPENCV_READS = {"PNG", "JPEG", "MPO", "WEBP", "BMP", "PPM"}
+HAVE_FRAMES = {"GIF", "PNG", "WEBP", "TIFF", "AVIF"}
+# What EXIF says of the scene, the camera and the author. The rest of the first directory is about the file.
+EXIF_KEPT = {0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298, 0x8769, 0x8825}
+TURNS = {  # by EXIF orientation: how the stored pixels become upright
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
+    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda a: a.swapaxes(0, 1)[::-1],
+}
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it has to say of damaged files, we say
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MOST_PIXELS is the limit here
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodedImage:
+    """A decoded image file. rgb: (H, W, 3) uint8 or uint16; alpha: (H, W) of the same type, or None.
+
+    grey: stored with one colour channel. metadata: icc_profile, exif, xmp (bytes), dpi, gamma, srgb, as Pillow's info
+    has them. frames: how many the file has; `rgb` is the first.
+    """
+
+    rgb: np.ndarray
+    alpha: np.ndarray | None = None
+    grey: bool = False
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    frames: int = 1
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is an image by its suffix, or, if it has none, by its first bytes."""
+    if path.suffix:
+        return path.suffix.lower() in SUFFIXES
+    try:
+        with Image.open(path):
+            return True
+    except Exception:  # of any kind, for what is no image
+        return False
+
+
+def read_image(path: Path) -> DecodedImage:
+    """Read an image of 8 or 16 bits: grey, colour, palette or CMYK, with or without alpha (which makes grey colour).
+
+    It is turned upright by its EXIF data. Raises InputError, naming the path, if the file is missing, cut off, no
+    image, or of a kind that is not read.
+    """
+    try:
+        if path.is_fifo() or path.is_char_device():  # reading one could wait for ever
+            raise InputError(f"{path}: not a file; remove it")
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    jpeg, png = data[:2] == b"\xff\xd8", data[:4] == b"\x89PNG"
+    # OpenCV fills in what a cut-off file lacks with grey or black: look for the end marks ourselves.
+    if (png and b"IEND" not in data) or (jpeg and not _jpeg_is_whole(data)):
+        raise InputError(f"{path}: the image is cut off after {len(data)} bytes; get it again")
+    try:
+        found = _decode(data)
+    except InputError as error:
+        raise InputError(f"{path}: {error}; convert it to PNG") from None
+    except Exception:  # what the readers raise for damaged files is of any kind
+        found = None
+    if found is None:
+        hint = "pip install pillow-heif, or convert" if data[4:8] == b"ftyp" else "convert"
+        raise InputError(f"{path}: not an image that can be read, or too large; {hint} it to PNG, or remove it")
+    return found
+
+
+def _decode(data: bytes) -> DecodedImage | None:
+    """Return the image; None if nothing reads it. Raises InputError saying which kind is not read."""
+    header = _header(data)
+    format, metadata, frames = "", {}, 1
+    if header is not None:
+        if header.width * header.height > MOST_PIXELS:
+            return None
+        format, metadata = header.format or "", _metadata(header)
+        frames = getattr(header, "n_frames", 1) if format in HAVE_FRAMES else 1
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        found = _by_tifffile(data)
+    elif header is None or (format in OPENCV_READS and header.mode != "CMYK"):
+        found = _by_opencv(data)
+        if header is not None:
+            found = _turned(found, header.getexif().get(ExifTags.Base.Orientation, 1))
+    else:
+        found = None
+    if found is None and header is not None:
+        found = _by_pillow(header, metadata.get("icc_profile"))
+        if header.mode == "CMYK":
+            metadata.pop("icc_profile", None)  # the pixels are sRGB now
+    return found and dataclasses.replace(found, metadata=metadata, frames=frames)
+
+
+def _header(data: bytes) -> Image.Image | None:
+    try:
+        return Image.open(io.BytesIO(data))
+    except Exception:  # of any kind, for damaged files
+        return None
+
+
+def _by_opencv(data: bytes) -> DecodedImage | None:
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    if pixels is None:
+        return None
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise InputError(f"holds {pixels.dtype} values")
+    if pixels.ndim == 2:
+        return _image(pixels[..., None])
+    alpha = [pixels[..., 3:]] if pixels.shape[2] == 4 else []
+    return _image(np.dstack([pixels[..., 2::-1], *alpha]))
+
+
+def _by_tifffile(data: bytes) -> DecodedImage | None:
+    """Read a TIFF's first page, if it is plain grey or RGB and no codec is missing; None if Pillow has to."""
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page: Any = file.pages.first
+        kind, planes = page.photometric.name, page.samplesperpixel
+        colours = {"MINISBLACK": 1, "MINISWHITE": 1, "RGB": 3}.get(kind)
+        if page.imagewidth * page.imagelength > MOST_PIXELS:
+            return None
+        if colours and planes - colours > 1:
+            raise InputError(f"a TIFF of {planes} channels is not read")
+        if page.sampleformat == 3 or kind in ("CIELAB", "ICCLAB"):
+            raise InputError(f"a TIFF of this kind ({kind}, {page.dtype}) is not read")
+        if colours is None or page.dtype not in (np.uint8, np.uint16):
+            return None
+        if any(offset + size > len(data) for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True)):
+            raise InputError("the image is cut off")
+        try:
+            pixels = page.asarray()
+        except ValueError:  # compressed in a way that needs more packages: LZW, JPEG
+            plain = colours == planes and page.planarconfig == 1 and kind != "MINISWHITE"
+            return _turned(_by_opencv(data), _orientation(page)) if plain and page.dtype == np.uint16 else None
+        if page.planarconfig == 2 and planes > 1:
+            pixels = np.moveaxis(pixels, 0, -1)
+        pixels = pixels.reshape(page.imagelength, page.imagewidth, planes)
+        if kind == "MINISWHITE":
+            pixels = np.dstack([np.iinfo(pixels.dtype).max - pixels[..., :1], pixels[..., 1:]])
+        if page.extrasamples and page.extrasamples[0] == 1:  # colours are multiplied by alpha
+            alpha, most = pixels[..., colours:].astype(np.float64), np.iinfo(pixels.dtype).max
+            straight = np.where(alpha > 0, pixels[..., :colours] / np.maximum(alpha, 1) * most, 0)
+            pixels = np.dstack([np.minimum(most, np.round(straight)).astype(pixels.dtype), pixels[..., colours:]])
+        return _turned(_image(pixels), _orientation(page))
+
+
+def _orientation(page: Any) -> int:
+    tag = page.tags.get("Orientation")
+    return int(tag.value) if tag else 1
+
+
+def _by_pillow(image: Image.Image, profile: bytes | None) -> DecodedImage:
+    format, mode = image.format, image.mode
+    transparent = "transparency" in image.info or mode in ("LA", "La", "PA", "RGBA", "RGBa")
+    if mode not in ("1", "L", "P", "I;16", "I;16B", "RGB", "YCbCr", "CMYK", "LA", "La", "PA", "RGBA", "RGBa"):
+        raise InputError(f"{format} of this kind ({mode}) is not read")
+    image = ImageOps.exif_transpose(image)
+    if mode.startswith("I;16"):
+        return _image(np.asarray(image).astype(np.uint16)[..., None])
+    if mode in ("1", "L") and not transparent:
+        return _image(np.asarray(image.convert("L"))[..., None])
+    if mode == "CMYK" and profile:
+        source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+        image = ImageCms.profileToProfile(image, source, target, outputMode="RGB") or image
+    return _image(np.asarray(image.convert("RGBA" if transparent else "RGB")))
+
+
+def _image(pixels: np.ndarray) -> DecodedImage:
+    """(H, W, C) grey, grey and alpha, RGB or RGBA -> the image."""
+    colours = 1 if pixels.shape[2] < 3 else 3
+    alpha = np.ascontiguousarray(pixels[..., colours]) if pixels.shape[2] > colours else None
+    rgb = pixels[..., :colours]
+    rgb = np.repeat(rgb, 3, axis=2) if colours == 1 else np.array(rgb, order="C")  # which can be written to
+    return DecodedImage(rgb, alpha, grey=colours == 1 and alpha is None)
+
+
+def _turned(image: DecodedImage | None, orientation: int) -> DecodedImage | None:
+    if image is None or orientation not in TURNS:
+        return image
+    rgb, alpha = (a if a is None else np.ascontiguousarray(TURNS[orientation](a)) for a in (image.rgb, image.alpha))
+    assert rgb is not None
+    return dataclasses.replace(image, rgb=rgb, alpha=alpha)
+
+
+def _metadata(image: Image.Image) -> dict[str, Any]:
+    """Return what is to be kept of an image's metadata."""
+    try:
+        info = {key: image.info[key] for key in ("icc_profile", "dpi", "gamma", "srgb") if image.info.get(key)}
+        exif = Image.Exif()
+        exif.load(image.getexif().tobytes())  # a copy: the image's own still has its orientation
+        for tag in set(exif) - EXIF_KEPT:
+            del exif[tag]
+        if exif:
+            info["exif"] = exif.tobytes().removeprefix(b"Exif\0\0")
+        if xmp := image.info.get("xmp") or image.info.get("XML:com.adobe.xmp"):
+            text = xmp if isinstance(xmp, bytes) else xmp.encode()
+            info["xmp"] = re.sub(rb'(tiff:Orientation[=>]"?)[2-8]', rb"\g<1>1", text)  # the pixels are upright now
+    except Exception:  # damaged metadata, of any kind: pixels without them are better than none
+        return {}
+    return info
+
+
+def _jpeg_is_whole(data: bytes) -> bool:
+    """Whether a JPEG's first scan is followed by an end mark; cameras may append anything behind that."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":  # segments before the scan
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big") if data[at + 1 : at + 2] != b"\xff" else 1
+    return data.find(b"\xff\xd9", at) >= 0
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """Read an image as (H, W, 3) uint8 RGB: alpha dropped, 16 bits rounded to 8. Raises as read_image does."""
+    rgb = read_image(path).rgb
+    return rgb if rgb.dtype == np.uint8 else np.round(rgb / 257).astype(np.uint8)
+
+
+# ---------------------------------------------------------------- what the network gets, and gives
+
+
+def visible(image: DecodedImage) -> np.ndarray:
+    """Return the colours, those of wholly transparent pixels replaced by the nearest ones that are seen.
+
+    What nobody sees, often black, would change its neighbours.
+    """
+    if image.alpha is None or image.alpha.all() or not image.alpha.any():
+        return image.rgb
+    _, nearest = distance_transform_edt(image.alpha == 0, return_indices=True)
+    return image.rgb[tuple(nearest)]
+
+
+def like(image: DecodedImage, derained: np.ndarray) -> DecodedImage:
+    """Return the derained image as the input was: hidden pixels untouched, grey if it was without colour."""
+    if image.alpha is not None:
+        derained = np.where(image.alpha[..., None] == 0, image.rgb, derained)
+    if (image.rgb == image.rgb[..., :1]).all():
+        derained = grey_mean(derained)
+    return dataclasses.replace(image, rgb=derained)
+
+
+def grey_mean(rgb: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 or uint16 -> the same with each channel the rounded mean of the three."""
+    mean = np.round(rgb.mean(axis=2, keepdims=True)).astype(rgb.dtype)
+    return np.repeat(mean, 3, axis=2)
+
+
+def to_srgb(rgb: np.ndarray, profile: bytes | None) -> np.ndarray:
+    """(H, W, 3) uint8 in a colour profile -> in sRGB; unchanged without a usable profile."""
+    if not profile or profile[16:20] != b"RGB ":
+        return rgb
+    try:
+        source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+        return np.asarray(ImageCms.profileToProfile(Image.fromarray(rgb), source, target))
+    except (OSError, ImageCms.PyCMSError):
+        return rgb
+
+
+# ---------------------------------------------------------------- writing
+
+
+def write_image(path: Path, image: DecodedImage, quality: int = 95) -> None:
+    """Write PNG, JPEG or WebP, as the suffix says, with the image's depth, alpha, greyness and metadata, atomically.
+
+    quality: of JPEG and WebP, 1 to 100. Raises InputError if the format has no such depth or no alpha.
+    """
+    pixels = grey_mean(image.rgb)[..., 0] if image.grey else image.rgb
+    if image.alpha is not None and not image.grey:
+        pixels = np.dstack([pixels, image.alpha])
+    profile = image.metadata.get("icc_profile", b"")
+    kept = {k: v for k, v in image.metadata.items() if k != "icc_profile" or profile[16:20] == SPACES[pixels.ndim]}
+    suffix = path.suffix.lower()
+    if suffix == ".png":
+        encoded, data = cv2.imencode(".png", _to_bgr(pixels))
+        if not encoded:
+            raise InputError(f"{path}: an image of shape {pixels.shape} cannot be encoded as PNG")
+        content = data.tobytes()
+        write_atomically(path, content[:33] + _png_chunks(kept) + content[33:])  # behind the header
+        return
+    lost = "16 bits" if pixels.dtype == np.uint16 else "alpha" if pixels.shape[2:] == (4,) and suffix != ".webp" else ""
+    if lost:
+        raise InputError(f"{path}: {suffix} cannot keep the input's {lost}; write it as PNG")
+    buffer, options = io.BytesIO(), {k: v for k, v in kept.items() if k in ("icc_profile", "exif", "xmp", "dpi")}
+    if "exif" in options:
+        options["exif"] = b"Exif\0\0" + options["exif"]
+    Image.fromarray(pixels).save(buffer, "WEBP" if suffix == ".webp" else "JPEG", quality=quality, **options)
+    write_atomically(path, buffer.getvalue())
+
+
+SPACES = {2: b"GRAY", 3: b"RGB "}  # dimensions of the pixels -> the colour space that a profile has to be for
+
+
+def _to_bgr(pixels: np.ndarray) -> np.ndarray:
+    order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}
+    return pixels if pixels.ndim == 2 else pixels[..., order[pixels.shape[2]]]
+
+
+def _png_chunks(metadata: Mapping[str, Any]) -> bytes:
+    """Return metadata as chunks of a PNG file."""
+    chunks = []
+    if "icc_profile" in metadata:
+        chunks.append((b"iCCP", b"ICC\0\0" + zlib.compress(metadata["icc_profile"])))
+    elif "srgb" in metadata:
+        chunks.append((b"sRGB", bytes([metadata["srgb"]])))
+    if "gamma" in metadata:
+        chunks.append((b"gAMA", struct.pack(">I", round(metadata["gamma"] * 100_000))))
+    if "dpi" in metadata:
+        chunks.append((b"pHYs", struct.pack(">IIB", *(round(float(d) / 0.0254) for d in metadata["dpi"]), 1)))
+    if "exif" in metadata:
+        chunks.append((b"eXIf", metadata["exif"]))
+    if "xmp" in metadata:
+        chunks.append((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + metadata["xmp"]))
+    return b"".join(struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks)
