@@ -172,14 +172,46 @@ def free_memory(device: torch.device) -> int:
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, to use again
         return torch.cuda.mem_get_info(device)[0] + kept
     limits = []
-    try:
+    with contextlib.suppress(OSError, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-        group = Path("/sys/fs/cgroup")  # a container's limit
-        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass
+    for group in control_groups("memory"):
+        for limit, used, cache in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),  # version 1
+        ):
+            with contextlib.suppress(OSError, ValueError):
+                counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                free = int((group / limit).read_text()) - int((group / used).read_text()) + int(counts.get(cache, 0))
+                limits.append(max(0, free))
     return min(limits, default=4 * 2**30)
+
+
+def usable_cpus() -> int:
+    """Return how many CPUs this process may use: by its affinity, and by the limits of its control groups."""
+    limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    for group in control_groups("cpu"):
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = (group / "cpu.max").read_text().split()
+            limits.append(math.ceil(int(quota) / int(period)))  # 'max' is no number
+        with contextlib.suppress(OSError, ValueError):  # version 1, where -1 is no limit
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            limits.append(math.ceil(int(quota) / int(period)) if int(quota) > 0 else limits[0])
+    return max(1, min(limits))
+
+
+def control_groups(controller: str, root: Path = Path("/")) -> list[Path]:
+    """Return the folders of the control groups, of both versions, that this process is in, from inner to outer."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, name = line.split(":", 2)
+            if controllers and controller not in controllers.split(","):
+                continue
+            top = root / "sys/fs/cgroup" / (controller if controllers else "")
+            inner = top / name.strip("/")
+            found += [place for place in (inner, *inner.parents) if place.is_relative_to(top)]
+    return found
 
 
 def environment(device: torch.device) -> dict[str, Any]:

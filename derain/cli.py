@@ -12,11 +12,13 @@ import threading
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from utils import InputError, keep_freed_memory
+import torch
+
+from utils import InputError, keep_freed_memory, usable_cpus
 
 
 def run_script(run: Callable[[Any], None], settings: Any, doc: str) -> None:
@@ -30,14 +32,39 @@ def run_script(run: Callable[[Any], None], settings: Any, doc: str) -> None:
             stream.reconfigure(errors="backslashreplace")  # escape undecodable file names instead of crashing
     chosen = parse_settings(settings, doc)
     keep_freed_memory()
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
     try:
-        run(chosen)
+        with redirect_stdout(Unbroken(sys.stdout)):  # type: ignore[type-var]
+            run(chosen)
     except (InputError, OSError) as error:
         print(f"error: {error if isinstance(error, InputError) else explained(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+class Unbroken:
+    """A stream whose reader may leave, such as `head`: the work goes on, and what is printed goes nowhere."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        return self._unbroken(lambda: self.stream.write(text)) or len(text)
+
+    def flush(self) -> None:
+        self._unbroken(self.stream.flush)
+
+    def _unbroken(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            return None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def explained(error: OSError) -> str:
@@ -49,19 +76,22 @@ def explained(error: OSError) -> str:
     return f"{name}{error.strerror or error}{fixes.get(error.errno, '')}"
 
 
+REQUEUE = getattr(signal, "SIGUSR1", -1)  # what a cluster sends some time before it ends a job
+
+
 @contextmanager
-def interrupts_noted() -> Iterator[Callable[[], bool]]:
-    """Within this context Ctrl-C and SIGTERM only set a flag; the yielded function returns whether one came.
+def interrupts_noted() -> Iterator[Callable[[], int]]:
+    """Within this context Ctrl-C, SIGTERM and SIGUSR1 are only noted; the yielded function returns the last, or 0.
 
     Outside the main thread, where Python allows no signal handlers, nothing is changed.
     """
     noted: list[int] = []
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = [signal.SIGINT, signal.SIGTERM, *([REQUEUE] if REQUEUE > 0 else [])]
         before = {number: signal.signal(number, lambda number, _: noted.append(number)) for number in numbers}
     try:
-        yield lambda: bool(noted)
+        yield lambda: noted[-1] if noted else 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -90,6 +120,15 @@ def setting(
     """
     metadata = {"help": description, "choices": choices, "positional": positional, "alias": alias}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def text_to_paths(settings: Any) -> None:
+    """Make paths of the text that a program may have given for them. settings: a frozen dataclass."""
+    kinds = typing.get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, str) and Path in (kinds[field.name], *typing.get_args(kinds[field.name])):
+            object.__setattr__(settings, field.name, Path(value))
 
 
 def parse_settings(settings: Any, doc: str, arguments: list[str] | None = None) -> Any:

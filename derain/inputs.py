@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from derain import figure
-from derain.cli import check_folder, setting
+from derain.cli import check_folder, setting, text_to_paths
 from derain.data.identify import identify_pairs
 from derain.data.pairs import Pair, find_pairs, find_rainy, folders_below, list_images, rainy_file
 from derain.data.synthesize import stand_in, synthetic_label
@@ -55,8 +55,9 @@ class EvalSettings:
     duration: float | None = setting(None, "seconds of a video to derain (default: all)")
 
     def __post_init__(self) -> None:
-        if isinstance(self.data_path, (str, Path)):  # one path will do in Python
-            object.__setattr__(self, "data_path", (Path(self.data_path),))
+        text_to_paths(self)
+        if isinstance(self.data_path, Path):  # one path will do in Python
+            object.__setattr__(self, "data_path", (self.data_path,))
 
 
 @dataclasses.dataclass

@@ -12,7 +12,6 @@ much that 0.05 dB between two methods is mostly chance.
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -31,7 +30,7 @@ from derain.images import read_rgb
 from derain.score_tables import FORMATS, INPUT, Row, Scored, Target, tables
 from derain.scores import PROTOCOLS, score
 from derain.test_sets import TEST_SETS
-from utils import InputError
+from utils import InputError, usable_cpus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +210,7 @@ def measure(target: Target, outputs: dict[str, dict[str, Path]], protocols: Sequ
             shown[name] = content_signs(image)
         return rows, shown
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
+    with ThreadPoolExecutor(usable_cpus()) as pool:
         for i, (pair, (rows, shown)) in enumerate(zip(pairs, pool.map(scores_of, pairs), strict=True), 1):
             for name, row in rows.items():
                 scored[name].rows[pair.key] = row
@@ -295,7 +294,7 @@ def write_page(folder: Path, target: Target, scored: list[Scored]) -> None:
         rows = {"rainy" if method.name == INPUT else method.name: method.rows[pair.key][protocol] for method in scored}
         return page.Item(pair.rainy.name, small, rows)
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(usable_cpus()) as pool:
         items = list(pool.map(item_of, [pair for i, pair in enumerate(pairs) if i in on_page]))
     table = tables([(target, scored)], [protocol], [method.name for method in methods], "html")
     compared = ["rainy" if rainy else "clean", *(method.name for method in methods)][:3][-2:]

@@ -66,15 +66,18 @@ class Training:
         rainy, clean = (x.to(self.device) for x in data.batch(part))
         self.set_learning_rate()
 
-        derained, ssim_loss, l1_loss = self.loss_parts(self.parallel, rainy, clean)
-        loss = ssim_loss + l1_loss
         self.optimizer.zero_grad(set_to_none=True)
-        (weight * loss).backward()
+        values = torch.zeros(4, device=self.device)
+        for rainy_part, clean_part in zip(*(x.chunk(self.settings.accumulate) for x in (rainy, clean)), strict=True):
+            share = weight * len(rainy_part) / len(rainy)
+            derained, ssim_loss, l1_loss = self.loss_parts(self.parallel, rainy_part, clean_part)
+            loss = ssim_loss + l1_loss
+            (share * loss).backward()
+            mse = F.mse_loss(derained.detach().clamp(0, 1), clean_part)  # another pass for it would cost a quarter
+            values += torch.stack([loss, l1_loss, ssim_loss, mse]).detach() * share / self.processes.size
         self.optimizer.step()
         self.step += 1
 
-        mse = F.mse_loss(derained.detach().clamp(0, 1), clean)  # of this pass: another one would cost a quarter
-        values = torch.stack([loss, l1_loss, ssim_loss, mse]).detach() * weight / self.processes.size
         summed = self.processes.sum(torch.cat([values.cpu(), torch.tensor([float(interrupted())])]))
         *means, mean_error, stops = summed.tolist()
         if not math.isfinite(means[0]):

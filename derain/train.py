@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from derain.checkpoint import RunFolder
-from derain.cli import check_folder, interrupts_noted, setting
+from derain.cli import REQUEUE, check_folder, interrupts_noted, setting, text_to_paths
 from derain.distributed import Processes
 from derain.inference import DTYPES, derain_image, load_weights
 from derain.optimized import optimize, speed_up
@@ -60,6 +61,7 @@ class TrainSettings:
     batch_size: int = setting(8, "patches per step")
     patch_size: int = setting(100, "side of a training patch in pixels")
     stride: int = setting(80, "distance between patches in pixels")
+    accumulate: int = setting(1, "compute each batch in so many parts, one after the other, which takes less memory")
     stages: tuple[str, ...] = setting((), "random crops in stages of growing size: SIDE:BATCH:SHARE of the run, ...")
     flip: bool = setting(False, "double the patches by left-right mirror images")
     augment: bool = setting(False, "mirror every patch left-right and upside down at random")
@@ -99,6 +101,9 @@ class TrainSettings:
     FREE = ("save_path", "validate_every", "recipe", "device", "resume", "save_minutes")
     LENGTH = ("epochs", "max_steps", "minutes")
 
+    def __post_init__(self) -> None:
+        text_to_paths(self)
+
     def parsed_stages(self) -> list[Stage]:
         """Return the stages. Raises InputError if one is not SIDE:BATCH:SHARE."""
         try:
@@ -112,7 +117,7 @@ class TrainSettings:
 
 def check_settings(settings: TrainSettings) -> None:
     """Raise InputError for a number that makes no sense, before anything long begins."""
-    above_zero = ("epochs", "batch_size", "lr", "muon_lr", "patch_size", "stride", "max_steps", "minutes")
+    above_zero = ("epochs", "batch_size", "lr", "muon_lr", "patch_size", "stride", "max_steps", "minutes", "accumulate")
     for name in (*above_zero, "channels", "groups"):
         value = getattr(settings, name)
         if value is not None and not 0 < value < math.inf:  # nan is not, either
@@ -272,6 +277,8 @@ def run_steps(
                 saved = time.monotonic()
             if stop and not last:
                 processes.say(f"interrupted at step {step}; the same command resumes here")
+                if interrupted() == REQUEUE:
+                    raise SystemExit(os.EX_TEMPFAIL)
                 return
     folder.close()
     processes.say(f"done after {meter.minutes():.1f} minutes: {settings.save_path / 'net_latest.pth'}")

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -73,13 +74,13 @@ def log(settings: TrainSettings) -> list[dict]:
     return [json.loads(line) for line in (settings.save_path / "log.jsonl").read_text().splitlines()]
 
 
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Send this process SIGTERM while it takes a step (counted from 0)."""
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> None:
+    """Send this process a signal while it takes a step (counted from 0)."""
     original = Training.set_learning_rate
 
     def set_learning_rate(self: Training) -> None:
         if self.step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         original(self)
 
     monkeypatch.setattr(Training, "set_learning_rate", set_learning_rate)
@@ -135,6 +136,44 @@ def test_an_interrupted_run_resumes_bit_for_bit(
         train(settings, max_steps=14, **options)
     assert torch.load(settings.save_path / "state_latest.pth", weights_only=True)["step"] == 11
     assert same(train(settings, max_steps=14, **options), whole)
+
+
+def test_a_run_that_a_cluster_ends_asks_to_be_queued_again(
+    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGUSR1 saves and ends with 75, for `scontrol requeue`; the run then resumes bit for bit."""
+    whole = train(settings, save_path=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1, signal.SIGUSR1)
+        with pytest.raises(SystemExit) as caught:
+            train(settings)
+    assert caught.value.code == 75
+    assert torch.load(settings.save_path / "state_latest.pth", weights_only=True)["step"] == 2
+    assert same(train(settings), whole)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_batch_in_parts_is_the_batch(settings: TrainSettings, tmp_path: Path, optimizer: str) -> None:
+    """--accumulate: the same gradient, but for the order of sums; the parts of a batch of 5 are of unequal size."""
+    options = {"optimizer": optimizer, "batch_size": 5, "max_steps": 3}
+    whole = train(settings, **options, save_path=tmp_path / "whole")
+    for parts in (2, 5, 9):
+        found = train(settings, **options, accumulate=parts, save_path=tmp_path / f"in_{parts}")
+        for name, value in whole.items():
+            assert torch.allclose(found[name], value, atol=1e-4), name
+    lines = [json.loads((tmp_path / f"{n}/log.jsonl").read_text().splitlines()[-1]) for n in ("whole", "in_2")]
+    assert lines[1] == pytest.approx(lines[0], abs=1e-4)
+
+
+def test_a_run_in_a_thread_and_twice(settings: TrainSettings, tmp_path: Path) -> None:
+    """As in a notebook: no signals there, paths as text, and nothing left over for the second run."""
+    found = []
+    for name in ("first", "second"):
+        changed = dataclasses.replace(settings, save_path=str(tmp_path / name), data_path=str(settings.data_path))
+        thread = threading.Thread(target=lambda run=changed: found.append(train(run)))
+        thread.start()
+        thread.join()
+    assert same(*found)
 
 
 def test_an_interrupt_at_an_epochs_end_loses_nothing(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> None:

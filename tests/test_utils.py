@@ -7,18 +7,21 @@ import errno
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import scene, write
+from conftest import ROOT, scene, write, write_pairs
 
 import utils
 from derain.cli import explained, parse_settings, run_script, setting
 from derain.evaluate import EvalSettings
 from derain.images import DecodedImage, read_image, read_rgb, write_image
+from networks import DARGNet
 from utils import (
     InputError,
     atomic_path,
@@ -285,3 +288,77 @@ def test_environment_is_plain() -> None:
     assert {"python", "torch", "torchvision", "cv2", "skimage", "device_name", "commit"} <= set(found)
     json.dumps(found, allow_nan=False)
     assert cv2.__version__ == found["cv2"]
+
+
+# ---------------------------------------------------------------- control groups, and readers that leave
+
+
+def groups(root: Path, line: str, files: dict[str, object]) -> Path:
+    """A file system as control groups show it."""
+    for name, content in {"proc/self/cgroup": line, **files}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{content}\n")
+    return root
+
+
+MIB = 2**20
+STAT = f"anon 5\ninactive_file {30 * MIB}\ntotal_inactive_file {30 * MIB}"
+V2 = {
+    "sys/fs/cgroup/job/step/memory.max": "max",
+    "sys/fs/cgroup/job/step/memory.current": 50 * MIB,
+    "sys/fs/cgroup/job/step/memory.stat": STAT,
+    "sys/fs/cgroup/job/memory.max": 200 * MIB,
+    "sys/fs/cgroup/job/memory.current": 80 * MIB,
+    "sys/fs/cgroup/job/memory.stat": STAT,
+    "sys/fs/cgroup/job/step/cpu.max": "max 100000",
+    "sys/fs/cgroup/job/cpu.max": "150000 100000",
+}
+V1 = {
+    "sys/fs/cgroup/memory/slurm/memory.limit_in_bytes": 200 * MIB,
+    "sys/fs/cgroup/memory/slurm/memory.usage_in_bytes": 80 * MIB,
+    "sys/fs/cgroup/memory/slurm/memory.stat": STAT,
+    "sys/fs/cgroup/cpu/slurm/cpu.cfs_quota_us": 150000,
+    "sys/fs/cgroup/cpu/slurm/cpu.cfs_period_us": 100000,
+    "sys/fs/cgroup/cpu/slurm/job/cpu.cfs_quota_us": -1,
+    "sys/fs/cgroup/cpu/slurm/job/cpu.cfs_period_us": 100000,
+}
+
+
+@pytest.mark.parametrize(
+    ("line", "files"), [("0::/job/step", V2), ("9:cpu:/slurm/job\n5:memory:/slurm/job", V1)], ids=["v2", "v1"]
+)
+def test_limits_of_nested_control_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, files: dict[str, object]
+) -> None:
+    """The tightest one counts, of the outer groups too; cached files are free memory."""
+    root = groups(tmp_path, line, files)
+    found = utils.control_groups
+    monkeypatch.setattr(utils, "control_groups", lambda controller: found(controller, root))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
+    assert utils.free_memory(torch.device("cpu")) == (200 - 80 + 30) * MIB
+    assert utils.usable_cpus() == 2
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(1), raising=False)
+    assert utils.usable_cpus() == 1
+
+
+def test_without_control_groups_nothing_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
+    for files in ({}, {"sys/fs/cgroup/job/cpu.max": "rubbish", "sys/fs/cgroup/job/memory.max": "rubbish"}):
+        root = groups(tmp_path / str(len(files)), "0::/job", files)
+        monkeypatch.setattr(utils, "control_groups", lambda c, root=root: [root / "sys/fs/cgroup/job"])
+        assert utils.usable_cpus() == 64
+        assert utils.free_memory(torch.device("cpu")) > 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no head there")
+def test_a_reader_that_leaves_stops_nothing(tmp_path: Path) -> None:
+    """`| head -1`: all results are there, status 0, and no word of a broken pipe."""
+    write_pairs(tmp_path / "pairs", 3)
+    torch.save(DARGNet(channels=4, groups=1).state_dict(), tmp_path / "net.pth")
+    script = f"{sys.executable} -u {ROOT / 'test_Rain12.py'} --data_path pairs --logdir net.pth --save_path out"
+    command = ["bash", "-c", f"{script} | head -n 1; exit ${{PIPESTATUS[0]}}"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len(result.stdout.splitlines()) == 1
+    assert len(list((tmp_path / "out").glob("rain-*.png"))) == 3
+    assert (tmp_path / "out/results.json").exists() and (tmp_path / "out/index.html").exists()
