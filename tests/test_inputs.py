@@ -60,7 +60,7 @@ def pixels(seed: int, height: int, width: int, channels: int, dtype: type = np.u
 
 
 def save(path: Path, array: np.ndarray, mode: str, **options: object) -> None:
-    Image.fromarray(array, mode if array.dtype == np.uint8 else None).save(path, **options)
+    Image.frombytes(mode, array.shape[1::-1], array.tobytes()).save(path, **options)
 
 
 def palette(path: Path, seed: int, height: int, width: int) -> None:
