@@ -56,7 +56,7 @@ def prepare(folder: Path, strict: bool = False, log: Any = print, clean_dir: Pat
         kept, sentence = strict_raintrainh(pairs)
         log(sentence)
         pairs, ending = kept, ".h5" if len(kept) == len(pairs) else ".strict.h5"
-    named = folder if folder.name.strip(".") else folder.resolve()  # '.' and '..' have names too
+    named = folder if folder.name.strip(".") else folder.resolve()  # '.' and '..' have no name of their own
     path = named.with_name(named.name + ending)
     sources = json.dumps([_describe(file, folder) for pair in pairs for file in (pair.rainy, pair.clean)])
     if path.exists():

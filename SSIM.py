@@ -133,7 +133,7 @@ def _downsample(image: np.ndarray, factor: int) -> np.ndarray:
     """Average over factor x factor (symmetric borders), then take every factor-th pixel from the first."""
     if factor == 1:
         return image
-    # MATLAB's imfilter centres an even window at its upper left middle, OpenCV by itself at the lower right.
+    # For even windows MATLAB's imfilter anchors at the upper left centre pixel, OpenCV by default at the lower right.
     middle = ((factor - 1) // 2,) * 2
     averaged = cv2.boxFilter(image, -1, (factor, factor), anchor=middle, borderType=cv2.BORDER_REFLECT)
     return averaged[::factor, ::factor]

@@ -139,7 +139,7 @@ class DARGNet(nn.Module):
 
     @torch.no_grad()
     def start_as_identity(self) -> None:
-        """Change new weights so that the network returns almost its input, from which it learns faster.
+        """Rescale fresh weights so that the network starts as nearly the identity, which speeds up training.
 
         Head and tail copy three channels, on top of a third of their random weights; groups and body contribute
         a tenth of their usual output.
@@ -186,7 +186,7 @@ def receptive_field_radius(module: nn.Module, channels: int = 3) -> int | None:
             ):
                 return None
             radii.append(radius)
-    except Exception:  # it does not take such images; networks of others assert their sizes, or fail in other ways
+    except Exception:  # the network rejects such images; third-party networks may raise anything
         return None
     finally:
         module.train(was_training)

@@ -33,7 +33,7 @@ def keep_freed_memory() -> None:
     """Have glibc keep freed memory for the next tensors, up to 32 MiB each, the most that it can.
 
     Otherwise every layer's output is returned to the system, which clears each page before it hands
-    it out again: that took a quarter of the time of a derained image. Other C libraries are left as they are.
+    it out again: that cost a quarter of the inference time. Other C libraries are left as they are.
     """
     trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):

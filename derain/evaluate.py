@@ -42,7 +42,7 @@ from utils import InputError, choose_device, choose_precision, environment, keep
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of an image: its row of results and its small versions for the page, or why it has none."""
+    """The outcome for one image: its row and thumbnails, or the error."""
 
     row: dict[str, Any] | None
     thumbnails: page.Thumbnails | None = None
@@ -221,7 +221,7 @@ def derain_file(
     """Derain a video, or with --out a single image. Raises InputError if there are several, or a folder."""
     if len(settings.data_path) != 1 or (settings.out and not settings.data_path[0].is_file()):
         what = "--out takes" if settings.out else "videos are derained one at a time:"
-        raise InputError(f"{what} a single file in --data_path; derain the others in calls of their own")
+        raise InputError(f"{what} a single file in --data_path; process the others in separate calls")
     source = settings.data_path[0]
     folder = settings.save_path or Path("results/real")
     target = settings.out or folder / f"{source.stem}{settings.suffix}{source.suffix}"

@@ -1,4 +1,4 @@
-"""Image files: read right, or refused in one line; written with what belongs to them.
+"""Image files: decoded or refused with a one-line error, and written with their metadata.
 
 OpenCV reads PNG, JPEG, WebP and BMP, tifffile TIFF, and Pillow all else, CMYK, and what comes with the pixels. The
 network gets a file's values as they are; its colour profile goes to the result. datasets/README.md has a table.
@@ -47,7 +47,7 @@ TURNS = {  # by EXIF orientation: how the stored pixels become upright
     8: lambda a: a.swapaxes(0, 1)[::-1],
 }
 
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it has to say of damaged files, we say
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damaged files are reported here
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MOST_PIXELS is the limit here
 
 
@@ -255,9 +255,9 @@ def read_rgb(path: Path) -> np.ndarray:
 
 
 def visible(image: DecodedImage) -> np.ndarray:
-    """Return the colours, those of wholly transparent pixels replaced by the nearest ones that are seen.
+    """Return the RGB image with fully transparent pixels filled from the nearest visible ones.
 
-    What nobody sees, often black, would change its neighbours.
+    Their hidden colour, often black, would otherwise affect their neighbours.
     """
     if image.alpha is None or image.alpha.all() or not image.alpha.any():
         return image.rgb

@@ -22,7 +22,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients: steepest at 0, singul
 class Muon(torch.optim.Optimizer):
     """Muon for the kernels of a network's inner convolutions, Adam for every other parameter.
 
-    A kernel G, reshaped to (out, in * height * width), is updated in four steps:
+    A kernel G, reshaped to (out, in * height * width), is updated as follows:
 
         M <- momentum * M + (1 - momentum) * gradient
         U <- orthogonalize((1 - momentum) * gradient + momentum * M)          Nesterov
@@ -33,7 +33,7 @@ class Muon(torch.optim.Optimizer):
     Without weight decay the kernels' norms grow until training diverges.
 
     network: its convolution kernels of at least 32 x 32 go to Muon, but for the first layer's.
-    lr, adam_lr: the highest learning rates of the two parts; `set_schedule` scales both.
+    lr, adam_lr: the highest learning rates of the two parts; `Training.set_learning_rate` scales both.
     """
 
     def __init__(

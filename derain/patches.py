@@ -49,7 +49,7 @@ class Stage(NamedTuple):
 class RandomPatches:
     """Random crops whose size grows in stages; seed and step decide where they are cut."""
 
-    steps_per_epoch = 1000  # nothing is passed over: an epoch is only the interval of log lines and saved weights
+    steps_per_epoch = 1000  # crops are random, so an epoch is just the interval of log lines and saved weights
 
     def __init__(
         self, data: DerainDataset, stages: Sequence[Stage], seed: int, mirror: bool = True, recombine: float = 0

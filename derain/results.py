@@ -98,7 +98,8 @@ def summary_lines(
     unseen = [row for row, number in zip(rows, numbers, strict=True) if number in test_set.unseen]
     if unseen:
         lines.append((f"this run, {len(unseen)} images RainTrainL lacks", means(unseen)))
-    lines.append(("authors' released images", dict(zip(METRICS, test_set.reference, strict=False))))
+    if test_set.reference:
+        lines.append(("authors' released images", dict(zip(METRICS, test_set.reference, strict=False))))
     return lines
 
 
@@ -107,7 +108,7 @@ class MadeWith:
 
     answer: as inference.answer_of gives it, so that images of a network that was edited since are not kept.
 
-    It is written before the first image, and only if it changes, so what is newer than the file was made so.
+    It is written before the first image, and only when it changes, so any newer output was made with these settings.
     Raises InputError if the folder has files but neither this one nor results.json: they are not ours.
     """
 

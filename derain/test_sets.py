@@ -22,7 +22,7 @@ class TestSet:
     rain: str  # heavy or light: which weights it is tested with, and the stand-in if it is missing
     pairs: int
     input_psnr_y: float  # mean of the rainy images
-    reference: tuple[float, float, float | None]  # authors' released images [measured]: psnr_y, ssim_y, psnr_rgb
+    reference: tuple[float, float, float | None] | None  # authors' released images [measured]: psnr_y, ssim_y, psnr_rgb
     unseen: tuple[int, ...] = ()  # images whose background is not in RainTrainL, where some are
 
 
@@ -43,7 +43,7 @@ class Method:
 
 
 def _method(name: str, heavy: Scores, light: Scores, rain12: Scores, *more: int | str) -> Method:
-    return Method(name, dict(zip(TEST_SETS, (heavy, light, rain12), strict=True)), *more)  # type: ignore[arg-type]
+    return Method(name, {"Rain100H": heavy, "Rain100L": light, "Rain12": rain12}, *more)  # type: ignore[arg-type]
 
 
 PUBLISHED = (
@@ -68,7 +68,7 @@ PUBLISHED = (
 )
 DARGNET = Method(
     "DARGNet, released images",
-    {s.name: s.reference[:2] for s in TEST_SETS.values()},
+    {s.name: s.reference[:2] for s in TEST_SETS.values() if s.reference},
     387495,
     source="measured here from the images that the authors released",
 )
@@ -76,9 +76,9 @@ DARGNET = Method(
 
 def known_scores() -> list[str]:
     """Return a Markdown line of scores for each known method, lowest on Rain100H first."""
-    lines = []
+    lines, names = [], ("Rain100H", "Rain100L", "Rain12")
     for method in sorted((*PUBLISHED, DARGNET), key=lambda method: method.scores["Rain100H"]):
-        cells = [f"{psnr:.2f} / {f'{ssim:.3f}'[1:]}" for psnr, ssim in (method.scores[name] for name in TEST_SETS)]
+        cells = [f"{psnr:.2f} / {f'{ssim:.3f}'[1:]}" for psnr, ssim in (method.scores[name] for name in names)]
         parameters = f"{method.parameters:,}" if method.parameters else ""
         lines.append(f"| {method.name} | {parameters} | {' | '.join(cells)} |")
     return lines

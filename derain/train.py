@@ -1,6 +1,7 @@
 """Training, read top to bottom: settings, then `train` and the functions it calls.
 
-The loss, the learning rate and the update of the weights are in `Training.take_step` (derain/steps.py).
+The loss is in `Training.loss_parts`, the learning rate in `Training.set_learning_rate`, the update of the weights in
+`Training.take_step` (derain/steps.py).
 Everything random is a function of the seed and the step, so an interrupted run resumes bit for bit.
 """
 
@@ -29,7 +30,7 @@ from networks import load_network
 from SSIM import SSIM, psnr_y, ssim_y
 from utils import InputError, environment, keep_freed_memory, to_tensor
 
-# What --recipe changes. logs/README.md has the gain of each setting on held-out backgrounds.
+# What --recipe changes. logs/README.md has the measured gain of most settings.
 RECIPES = {
     "paper": {},
     "best": {
@@ -97,7 +98,7 @@ class TrainSettings:
 
     rain: str = "heavy"  # the kind of synthetic rain nearest to the data set, for the message when it is missing
 
-    # These may differ between the parts of an interrupted run; with a schedule that ends at 0 its length may not.
+    # These may change when a run is resumed; its length may, too, but only under the multistep schedule.
     FREE = ("save_path", "validate_every", "recipe", "device", "resume", "save_minutes")
     LENGTH = ("epochs", "max_steps", "minutes")
 
