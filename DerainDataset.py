@@ -30,6 +30,7 @@ from derain.data.pairs import Pair, find_pairs, read_pair, strict_raintrainh
 from utils import InputError, atomic_path
 
 SYNTHETIC_MARKER = "synthetic.json"  # in every folder that derain.data.synthesize made
+# Files are opened with locking=False: they are renamed when complete, and some file systems have no locks.
 FORMAT, VERSION = "DARGNet training pairs", 1
 SPARE = 2**24  # bytes of disk to leave free while packing
 
@@ -43,10 +44,11 @@ DAMAGED = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeErro
 def prepare(folder: Path, strict: bool = False, log: Any = print, clean_dir: Path | None = None) -> Path:
     """Pack a folder of pairs into one HDF5 file, or find that it is packed already, and return its path.
 
-    The file has the folder's name with .h5, beside the folder. strict applies RainTrainH's rule (see
-    strict_raintrainh); if that leaves pairs out, the name ends in .strict.h5. The file records its sources' names,
-    sizes and times and is rebuilt when they change, or when it is cut off or damaged. It is written under a
-    temporary name and renamed, so it is complete or not there at all. clean_dir: as find_pairs takes it.
+    The file has the folder's name with .h5, beside the folder, or in the user's cache if that place is read-only.
+    strict applies RainTrainH's rule (see strict_raintrainh); if that leaves pairs out, the name ends in .strict.h5.
+    The file records its sources' names, sizes and times and is rebuilt when they change, or when it is cut off or
+    damaged. It is written under a temporary name and renamed, so it is complete or not there at all. clean_dir: as
+    find_pairs takes it.
 
     Raises InputError for anything wrong with the images (see find_pairs and read_pair), or for a file of that name
     that is not a packed set.
@@ -57,7 +59,9 @@ def prepare(folder: Path, strict: bool = False, log: Any = print, clean_dir: Pat
         log(sentence)
         pairs, ending = kept, ".h5" if len(kept) == len(pairs) else ".strict.h5"
     named = folder if folder.name.strip(".") else folder.resolve()  # '.' and '..' have no name of their own
-    path = named.with_name(named.name + ending)
+    path = packed_file(named, ending)
+    if path.parent.resolve() != named.parent.resolve():
+        log(f"{named.parent}: cannot be written; packing into {path}")
     sources = json.dumps([_describe(file, folder) for pair in pairs for file in (pair.rainy, pair.clean)])
     if path.exists():
         problem = _why_rebuild(path, sources)
@@ -66,10 +70,20 @@ def prepare(folder: Path, strict: bool = False, log: Any = print, clean_dir: Pat
         log(f"{path}: {problem}; packing again")
     log(f"packing {len(pairs)} pairs of {folder} into {path}")
     began = time.monotonic()
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_path(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
         _pack(file, pairs, sources, log)
     log(f"packed in {time.monotonic() - began:.1f} s, {path.stat().st_size / 1e6:.1f} MB")
     return path
+
+
+def packed_file(folder: Path, ending: str) -> Path:
+    """Return where a folder's packed file goes: beside the folder, or into the user's cache if that is read-only."""
+    beside = folder.with_name(folder.name + ending)
+    if beside.exists() or os.access(beside.parent, os.W_OK):
+        return beside
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dargnet"
+    place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:8]  # folders of one name differ by their place
+    return cache / f"{folder.name}-{place}{ending}"
 
 
 def _describe(file: Path, folder: Path) -> list[Any]:
@@ -79,7 +93,7 @@ def _describe(file: Path, folder: Path) -> list[Any]:
 
 def _why_rebuild(path: Path, sources: str) -> str | None:
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             if file.attrs.get("format") == FORMAT:
                 if file.attrs.get("version") != VERSION:
                     return "made by another version of this program"
@@ -168,7 +182,7 @@ class DerainDataset(Dataset):
     ) -> None:
         self.path, self.patch_size = Path(hdf5_path), patch_size
         try:
-            with h5py.File(self.path, "r") as file:
+            with h5py.File(self.path, "r", locking=False) as file:
                 self._index = file["pairs"][()]
                 self.backgrounds = file["backgrounds"][()]
                 self.names = json.loads(file["sources"].asstr()[()])[::2]

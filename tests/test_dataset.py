@@ -249,3 +249,35 @@ def test_real_sets_share_no_background_where_they_should_not() -> None:
     rows = [{row for pair in find_pairs(folder) for row in line_digests(read_pair(pair)[1])} for folder in sets]
     assert all(rows)
     assert not rows[0] & rows[1]
+
+
+def test_a_read_only_place_is_packed_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a mounted data set; a second folder of the same name elsewhere gets a file of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folders = [write_pairs(tmp_path / place / "pairs", 2, first=first) for place, first in (("a", 1), ("b", 5))]
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name not in "ab" and access(path, mode))
+    lines: list[str] = []
+    files = [prepare(folder, log=lines.append) for folder in folders]
+    assert len({*files}) == 2
+    assert all(file.parent == tmp_path / "cache/dargnet" for file in files)
+    assert lines[0] == f"{tmp_path / 'a'}: cannot be written; packing into {files[0]}"
+    for file, number in zip(files, (1, 5), strict=True):
+        rainy, _ = DerainDataset(file, 16, 64)[0]
+        assert np.array_equal(np.round(rainy.permute(1, 2, 0).numpy() * 255), scene(number)[0][:16, :16])
+    lines.clear()
+    assert prepare(folders[0], log=lines.append) == files[0]
+    assert not any("packing 2" in line for line in lines)  # packed once
+
+
+def test_packed_files_need_no_locks(tmp_path: Path) -> None:
+    """Some network file systems have none; here another process has the only one."""
+    fcntl = pytest.importorskip("fcntl")
+    folder = write_pairs(tmp_path / "pairs", 2)
+    path = prepare(folder, log=quiet)
+    with path.open("rb+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert len(DerainDataset(path, 16, 64)) == 2
+        lines: list[str] = []
+        assert prepare(folder, log=lines.append) == path
+        assert lines == []
