@@ -10,11 +10,10 @@ names is in derain/data/pairs.py.
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import io
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,12 +26,11 @@ from scipy.cluster.hierarchy import DisjointSet
 from torch.utils.data import Dataset
 
 from derain.data.pairs import Pair, find_pairs, read_pair, strict_raintrainh
-from utils import InputError, atomic_path
+from utils import InputError, write_atomically
 
 SYNTHETIC_MARKER = "synthetic.json"  # in every folder that derain.data.synthesize made
 # Files are opened with locking=False: they are renamed when complete, and some file systems have no locks.
 FORMAT, VERSION = "DARGNet training pairs", 1
-SPARE = 2**24  # bytes of disk to leave free while packing
 
 # What h5py raises for damaged files, and what their content leads to.
 DAMAGED = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError)
@@ -70,8 +68,10 @@ def prepare(folder: Path, strict: bool = False, log: Any = print, clean_dir: Pat
         log(f"{path}: {problem}; packing again")
     log(f"packing {len(pairs)} pairs of {folder} into {path}")
     began = time.monotonic()
-    with atomic_path(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
+    content = io.BytesIO()  # on a full disk HDF5 itself would crash
+    with h5py.File(content, "w") as file:
         _pack(file, pairs, sources, log)
+    write_atomically(path, content.getbuffer())
     log(f"packed in {time.monotonic() - began:.1f} s, {path.stat().st_size / 1e6:.1f} MB")
     return path
 
@@ -114,8 +114,6 @@ def _pack(file: h5py.File, pairs: Sequence[Pair], sources: str, log: Any) -> Non
         for side, image in enumerate(images):
             digest = hashlib.sha256(str(image.shape).encode() + image.tobytes()).digest()
             if digest not in numbers:
-                if shutil.disk_usage(Path(file.filename).parent).free < image.nbytes + SPARE:
-                    raise OSError(errno.ENOSPC, "No space left on device")  # HDF5 itself would crash
                 numbers[digest] = len(numbers)
                 file.create_dataset(f"images/{numbers[digest]}", data=image)
             index[i, side] = numbers[digest]

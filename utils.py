@@ -99,7 +99,7 @@ def atomic_path(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
+def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
     """Write a whole file, or leave what was there."""
     with atomic_path(path) as temporary:
         # File names need not be valid text: what can't be encoded is spelled out, not fatal.
