@@ -97,13 +97,13 @@ def interrupts_noted() -> Iterator[Callable[[], int]]:
             signal.signal(number, handler)
 
 
-def check_folder(path: Path) -> None:
-    """Fail early if `path` is not, and cannot become, a writable folder."""
+def check_folder(path: Path, flag: str = "--save_path") -> None:
+    """Fail early if `path`, the value of a flag, is not, and cannot become, a writable folder."""
     there = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
     if not there.is_dir():
-        raise InputError(f"{path}: {there} is not a folder; choose another --save_path")
+        raise InputError(f"{path}: {there} is not a folder; choose another {flag}")
     if not os.access(there, os.W_OK):
-        raise InputError(f"{path}: {there} is not writable; change its permissions, or choose another --save_path")
+        raise InputError(f"{path}: {there} is not writable; change its permissions, or choose another {flag}")
 
 
 def setting(

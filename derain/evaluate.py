@@ -62,6 +62,8 @@ def evaluate(settings: EvalSettings, test_set: TestSet | None = None, load: Load
     precision = choose_precision(settings.precision, device)
     tile = parse_tile(settings.tile)
     figure.check_crop(settings.figure, settings.crop)
+    if not 1 <= settings.quality <= 100:
+        raise InputError(f"--quality {settings.quality}: must be from 1 to 100")
     weights = weights_file(settings.logdir)
     checksum = sha256_of(weights)  # now, because a training may replace the file meanwhile
     network = open_network(weights, device, precision, load)
@@ -125,8 +127,7 @@ def derain_all(
         for i, (item, paths, loading) in enumerate(zip(images.inputs, images.outputs, loaded, strict=True)):
             try:
                 rainy, clean = loading.result()
-                if rainy.frames > 1:
-                    print(f"{item}: the first of {rainy.frames} frames or pages; the others are left out", flush=True)
+                note_frames(item, rainy)
                 derained, milliseconds = made_with and made_with.existing(paths.output, rainy_file(item), rainy), None
                 if derained is None:
                     began = time.perf_counter()
@@ -227,8 +228,8 @@ def derain_file(
     target = settings.out or folder / f"{source.stem}{settings.suffix}{source.suffix}"
     check_folder(target.parent)
     refuse_replacing([target], [source])
-    flags = ("skip_existing", "figure", "recursive", "show_rain")
-    if ignored := [f"--{name}" for name in flags if getattr(settings, name) not in (None, False)]:
+    flags = ("skip_existing", "figure", "recursive", "show_rain", "clean_dir", *(("suffix",) if settings.out else ()))
+    if ignored := [f"--{name}" for name in flags if getattr(settings, name) not in (None, False, "")]:
         kind = "a video" if is_video(source) else "a single image"
         print(f"{source}: {kind}, for which {', '.join(ignored)} has no effect", flush=True)
     if settings.out is None:
@@ -240,8 +241,15 @@ def derain_file(
     if target.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise InputError(f"--out {target}: images are saved as .png, .jpg or .webp; choose another name")
     image = read_image(source)
+    note_frames(source, image)
     write_image(target, like(image, derain(visible(image), source)), settings.quality)
     print(f"{target}: written")
+
+
+def note_frames(source: Path | Pair, image: DecodedImage) -> None:
+    """Say how many frames of an animation, or pages of a TIFF, are left out."""
+    if image.frames > 1:
+        print(f"{source}: the first of {image.frames} frames or pages; the others are left out", flush=True)
 
 
 def tile_progress(source: Path) -> Callable[[int, int], None]:

@@ -135,7 +135,8 @@ class Sheet:
                 axes.add_patch(Rectangle(place, w - FRAME, h - FRAME, fill=False, edgecolor=_rgb(RED), linewidth=thick))
             for t in self.texts:
                 size = t.capitals / 0.73 * 0.72  # the capitals of DejaVu Sans, which stands for PNG's font
-                size *= min(1, t.width / 100 * 72 / TextPath((0, 0), t.text, size).get_extents().width)
+                wide = TextPath((0, 0), t.text.replace("$", r"\$"), size).get_extents().width
+                size *= min(1, t.width / 100 * 72 / wide)
                 align = "center" if t.centred else "left"
                 axes.text(t.x, t.y, t.text, size=size, color=_rgb(t.colour), ha=align, parse_math=False)
             axes.set(xlim=(0, self.width), ylim=(self.height, 0))

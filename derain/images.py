@@ -1,7 +1,7 @@
 """Image files: decoded or refused with a one-line error, and written with their metadata.
 
-OpenCV reads PNG, JPEG, WebP and BMP, tifffile TIFF, and Pillow all else, CMYK, and what comes with the pixels. The
-network gets a file's values as they are; its colour profile goes to the result. datasets/README.md has a table.
+Pillow reads them, but for TIFF, which tifffile reads, and PNG of 16 bits, which OpenCV does. The network gets a file's
+values as they are; its colour profile goes to the result. datasets/README.md has a table.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import io
 import logging
 import re
 import struct
-import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 import tifffile
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
 from scipy.ndimage import distance_transform_edt
 
 from utils import MOST_PIXELS, InputError, write_atomically
@@ -33,7 +32,6 @@ with contextlib.suppress(ImportError):
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif"}
 SUFFIXES |= {".avif", ".jp2", ".heic", ".heif"}
-OPENCV_READS = {"PNG", "JPEG", "MPO", "WEBP", "BMP", "PPM"}
 HAVE_FRAMES = {"GIF", "PNG", "WEBP", "TIFF", "AVIF"}
 # What EXIF says of the scene, the camera and the author. The rest of the first directory is about the file.
 EXIF_KEPT = {0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298, 0x8769, 0x8825}
@@ -48,7 +46,8 @@ TURNS = {  # by EXIF orientation: how the stored pixels become upright
 }
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damaged files are reported here
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MOST_PIXELS is the limit here
+Image.MAX_IMAGE_PIXELS = None  # the limit here is MOST_PIXELS
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # a megabyte is not enough for every XMP and profile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +67,7 @@ class DecodedImage:
 
 def is_image(path: Path) -> bool:
     """Whether a file is an image by its suffix, or, if it has none, by its first bytes."""
-    if path.suffix:
+    if path.suffix or not path.is_file():  # opening a pipe would wait for ever
         return path.suffix.lower() in SUFFIXES
     try:
         with Image.open(path):
@@ -89,10 +88,9 @@ def read_image(path: Path) -> DecodedImage:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    jpeg, png = data[:2] == b"\xff\xd8", data[:4] == b"\x89PNG"
-    # OpenCV fills in what a cut-off file lacks with grey or black: look for the end marks ourselves.
-    if (png and b"IEND" not in data) or (jpeg and not _jpeg_is_whole(data)):
-        raise InputError(f"{path}: the image is cut off after {len(data)} bytes; get it again")
+    # Some readers fill in what is missing with grey or black, or show rubbish from a damaged place on.
+    if (data[:4] == b"\x89PNG" and not _png_is_whole(data)) or (data[:2] == b"\xff\xd8" and not _jpeg_is_whole(data)):
+        raise InputError(f"{path}: the image is cut off after {len(data)} bytes, or damaged; get it again")
     try:
         found = _decode(data)
     except InputError as error:
@@ -108,20 +106,16 @@ def read_image(path: Path) -> DecodedImage:
 def _decode(data: bytes) -> DecodedImage | None:
     """Return the image; None if nothing reads it. Raises InputError saying which kind is not read."""
     header = _header(data)
-    format, metadata, frames = "", {}, 1
+    metadata, frames, found = {}, 1, None
     if header is not None:
         if header.width * header.height > MOST_PIXELS:
             return None
-        format, metadata = header.format or "", _metadata(header)
-        frames = getattr(header, "n_frames", 1) if format in HAVE_FRAMES else 1
+        metadata = _metadata(header)
+        frames = getattr(header, "n_frames", 1) if header.format in HAVE_FRAMES else 1
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         found = _by_tifffile(data)
-    elif header is None or (format in OPENCV_READS and header.mode != "CMYK"):
-        found = _by_opencv(data)
-        if header is not None:
-            found = _turned(found, header.getexif().get(ExifTags.Base.Orientation, 1))
-    else:
-        found = None
+    elif header is not None and header.format == "PNG" and data[24] == 16:  # bits, of which Pillow keeps 8
+        found = _png_of_16_bits(header, data)
     if found is None and header is not None:
         found = _by_pillow(header, metadata.get("icc_profile"))
         if header.mode == "CMYK":
@@ -136,16 +130,21 @@ def _header(data: bytes) -> Image.Image | None:
         return None
 
 
-def _by_opencv(data: bytes) -> DecodedImage | None:
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
-    if pixels is None:
-        return None
-    if pixels.dtype not in (np.uint8, np.uint16):
-        raise InputError(f"holds {pixels.dtype} values")
+def _by_opencv(data: bytes) -> np.ndarray:
+    """Return the pixels, (H, W, C) uint16: grey, RGB or RGBA. OpenCV turns TIFF upright, and nothing else."""
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16:
+        raise InputError("a file of this kind is not read")
     if pixels.ndim == 2:
-        return _image(pixels[..., None])
-    alpha = [pixels[..., 3:]] if pixels.shape[2] == 4 else []
-    return _image(np.dstack([pixels[..., 2::-1], *alpha]))
+        return pixels[..., None]
+    return pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+
+
+def _png_of_16_bits(header: Image.Image, data: bytes) -> DecodedImage | None:
+    pixels = _by_opencv(data)
+    if pixels.shape[2] == 1 and "transparency" in header.info:  # a grey level that stands for transparent
+        pixels = np.dstack([pixels, np.where(pixels == header.info["transparency"], 0, 65535).astype(np.uint16)])
+    return _turned(_image(pixels), header.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 def _by_tifffile(data: bytes) -> DecodedImage | None:
@@ -158,7 +157,7 @@ def _by_tifffile(data: bytes) -> DecodedImage | None:
             return None
         if colours and planes - colours > 1:
             raise InputError(f"a TIFF of {planes} channels is not read")
-        if page.sampleformat == 3 or kind in ("CIELAB", "ICCLAB"):
+        if page.sampleformat != 1 or kind in ("CIELAB", "ICCLAB"):
             raise InputError(f"a TIFF of this kind ({kind}, {page.dtype}) is not read")
         if colours is None or page.dtype not in (np.uint8, np.uint16):
             return None
@@ -166,15 +165,22 @@ def _by_tifffile(data: bytes) -> DecodedImage | None:
             raise InputError("the image is cut off")
         try:
             pixels = page.asarray()
-        except ValueError:  # compressed in a way that needs more packages: LZW, JPEG
-            plain = colours == planes and page.planarconfig == 1 and kind != "MINISWHITE"
-            return _turned(_by_opencv(data), _orientation(page)) if plain and page.dtype == np.uint16 else None
+        except (ValueError, ImportError, KeyError, NotImplementedError):  # compressed as LZW, JPEG, ZSTD, ...
+            if page.dtype == np.uint8:
+                return None
+            if colours != planes or page.planarconfig != 1 or kind == "MINISWHITE":
+                how = f"16 bits, {kind}, {planes} channels, {page.compression.name}"
+                raise InputError(f"a TIFF of this kind ({how}) is not read") from None
+            return _image(_by_opencv(data))
         if page.planarconfig == 2 and planes > 1:
             pixels = np.moveaxis(pixels, 0, -1)
         pixels = pixels.reshape(page.imagelength, page.imagewidth, planes)
         if kind == "MINISWHITE":
             pixels = np.dstack([np.iinfo(pixels.dtype).max - pixels[..., :1], pixels[..., 1:]])
-        if page.extrasamples and page.extrasamples[0] == 1:  # colours are multiplied by alpha
+        extra = page.extrasamples[0] if page.extrasamples else None
+        if extra == 0:  # of no known meaning, such as infrared
+            pixels = pixels[..., :colours]
+        elif extra == 1:  # colours are multiplied by alpha
             alpha, most = pixels[..., colours:].astype(np.float64), np.iinfo(pixels.dtype).max
             straight = np.where(alpha > 0, pixels[..., :colours] / np.maximum(alpha, 1) * most, 0)
             pixels = np.dstack([np.minimum(most, np.round(straight)).astype(pixels.dtype), pixels[..., colours:]])
@@ -196,9 +202,10 @@ def _by_pillow(image: Image.Image, profile: bytes | None) -> DecodedImage:
         return _image(np.asarray(image).astype(np.uint16)[..., None])
     if mode in ("1", "L") and not transparent:
         return _image(np.asarray(image.convert("L"))[..., None])
-    if mode == "CMYK" and profile:
-        source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
-        image = ImageCms.profileToProfile(image, source, target, outputMode="RGB") or image
+    if mode == "CMYK" and profile and profile[16:20] == b"CMYK":
+        with contextlib.suppress(OSError, ImageCms.PyCMSError):  # an unusable profile: Pillow's own conversion
+            source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+            image = ImageCms.profileToProfile(image, source, target, outputMode="RGB") or image
     return _image(np.asarray(image.convert("RGBA" if transparent else "RGB")))
 
 
@@ -220,21 +227,38 @@ def _turned(image: DecodedImage | None, orientation: int) -> DecodedImage | None
 
 
 def _metadata(image: Image.Image) -> dict[str, Any]:
-    """Return what is to be kept of an image's metadata."""
-    try:
-        info = {key: image.info[key] for key in ("icc_profile", "dpi", "gamma", "srgb") if image.info.get(key)}
+    """Return what is to be kept of an image's metadata; what is damaged is left out."""
+    info = {key: image.info[key] for key in ("icc_profile", "gamma", "srgb") if image.info.get(key) is not None}
+    with contextlib.suppress(Exception):  # of any kind, for damaged metadata
+        dpi = tuple(float(value) for value in image.info["dpi"])
+        info |= {"dpi": dpi} if all(0 < value < 1e7 for value in dpi) else {}
+    with contextlib.suppress(Exception):
         exif = Image.Exif()
         exif.load(image.getexif().tobytes())  # a copy: the image's own still has its orientation
         for tag in set(exif) - EXIF_KEPT:
             del exif[tag]
-        if exif:
-            info["exif"] = exif.tobytes().removeprefix(b"Exif\0\0")
+        info |= {"exif": exif.tobytes().removeprefix(b"Exif\0\0")} if exif else {}
+    with contextlib.suppress(Exception):
         if xmp := image.info.get("xmp") or image.info.get("XML:com.adobe.xmp"):
             text = xmp if isinstance(xmp, bytes) else xmp.encode()
             info["xmp"] = re.sub(rb'(tiff:Orientation[=>]"?)[2-8]', rb"\g<1>1", text)  # the pixels are upright now
-    except Exception:  # damaged metadata, of any kind: pixels without them are better than none
-        return {}
     return info
+
+
+def _png_is_whole(data: bytes) -> bool:
+    """Whether the chunks that hold the pixels are all there, up to the last one, with the right checksums."""
+    at, names = 8, set()
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        name = data[at + 4 : at + 8]
+        if name in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
+            names.add(name)
+            if data[end : end + 4] != zlib.crc32(memoryview(data)[at + 4 : end]).to_bytes(4, "big"):
+                return False
+        if name == b"IEND":
+            return names >= {b"IHDR", b"IDAT"}
+        at = end + 4
+    return False
 
 
 def _jpeg_is_whole(data: bytes) -> bool:
@@ -312,13 +336,20 @@ def write_image(path: Path, image: DecodedImage, quality: int = 95) -> None:
         content = data.tobytes()
         write_atomically(path, content[:33] + _png_chunks(kept) + content[33:])  # behind the header
         return
+    if suffix != ".webp" and pixels.shape[2:] == (4,) and (image.alpha == np.iinfo(pixels.dtype).max).all():
+        pixels = pixels[..., :3]  # opaque
     lost = "16 bits" if pixels.dtype == np.uint16 else "alpha" if pixels.shape[2:] == (4,) and suffix != ".webp" else ""
     if lost:
         raise InputError(f"{path}: {suffix} cannot keep the input's {lost}; write it as PNG")
     buffer, options = io.BytesIO(), {k: v for k, v in kept.items() if k in ("icc_profile", "exif", "xmp", "dpi")}
     if "exif" in options:
         options["exif"] = b"Exif\0\0" + options["exif"]
-    Image.fromarray(pixels).save(buffer, "WEBP" if suffix == ".webp" else "JPEG", quality=quality, **options)
+    if suffix != ".webp":  # a segment of JPEG has 64 KiB
+        options = {k: v for k, v in options.items() if k not in ("exif", "xmp") or len(v) < 65_500}
+    try:
+        Image.fromarray(pixels).save(buffer, "WEBP" if suffix == ".webp" else "JPEG", quality=quality, **options)
+    except (ValueError, OSError) as error:  # too large for the format
+        raise InputError(f"{path}: cannot be written as {suffix} ({error}); write it as PNG") from error
     write_atomically(path, buffer.getvalue())
 
 

@@ -9,10 +9,12 @@ import base64
 import dataclasses
 import html
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -74,7 +76,7 @@ def data_uri(rgb: np.ndarray, profile: bytes | None = None) -> str:
 
 def histogram(gains: Sequence[float]) -> str:
     """Return a histogram of gains in decibels, as SVG."""
-    counts, edges = np.histogram(gains, bins=min(24, max(4, len(gains) // 3)))
+    counts, edges = np.histogram(np.round(gains, 6), bins=min(24, max(4, len(gains) // 3)))
     width, top, bottom, bar = 600, 20, 130, 600 / len(counts)
     bars = ""
     for i, (n, first, last) in enumerate(zip(counts, edges, edges[1:], strict=False)):
@@ -115,7 +117,7 @@ def write_page(
         {
             "name": item.name,
             "images": item.thumbnails,
-            "files": item.files,
+            "files": {version: quote(os.fsencode(file)) for version, file in item.files.items()},
             "scores": {k: [round(v, 4) if np.isfinite(v) else None for v in two] for k, two in item.scores.items()},
         }
         for item in items

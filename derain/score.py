@@ -24,7 +24,7 @@ from derain import figure, page
 from derain.cli import check_folder, run_script, setting
 from derain.data.fingerprints import ALIKE, agreement, content_signs
 from derain.data.identify import identify_pairs
-from derain.data.pairs import Pair, find_pairs, images_in, name_key
+from derain.data.pairs import Pair, by_key, find_pairs, images_in, name_key
 from derain.data.synthesize import synthetic_label
 from derain.images import read_rgb
 from derain.score_tables import FORMATS, INPUT, Row, Scored, Target, tables
@@ -58,10 +58,16 @@ class Settings:
 def score_methods(settings: Settings) -> None:
     """Match, measure, and print the tables."""
     figure.check_crop(settings.figure, settings.crop)
-    check_folder(settings.out)
+    if settings.figure is not None and settings.clean_dir and not settings.rainy_dir:
+        raise InputError("--figure: shows the rainy images too; add --rainy_dir")
+    if settings.errors and settings.figure is None:
+        raise InputError("--errors: is a part of the figure; add --figure")
+    check_folder(settings.out, "--out")
     targets = find_targets(settings)
     methods = [named_folder(text) for text in settings.methods]
     names = [name for name, _ in methods]
+    if taken := {INPUT, "rainy", "clean"} & set(names):
+        raise InputError(f"{taken.pop()}: is the name of a column; give the method another one, as NAME=FOLDER")
     if len(set(names)) < len(names):
         raise InputError(f"{', '.join(names)}: two methods of one name; name them NAME=FOLDER")
     protocols = list(PROTOCOLS) if settings.protocol == "all" else [settings.protocol]
@@ -101,6 +107,8 @@ def named_folder(text: str) -> tuple[str, Path]:
     """Return name and folder of NAME=FOLDER or of FOLDER; an existing folder may have = in its own name."""
     name, equals, folder = text.partition("=")
     path = Path(folder) if equals and not Path(text).exists() else Path(text)
+    if equals and path != Path(text) and not (name.strip() and folder.strip()):
+        raise InputError(f"{text!r}: name each method's images as NAME=FOLDER")
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; name each method's images as NAME=FOLDER")
     return (name, path) if path != Path(text) else (path.resolve().name, path)
@@ -117,19 +125,23 @@ def find_targets(settings: Settings) -> list[Target]:
     """Return the sets to score against. Raises InputError if the settings name none, or one that is not there."""
     if (settings.set is None) == (settings.clean_dir is None):
         raise InputError("give either --set or --clean_dir: the images to score against")
+    if settings.rainy_dir and not settings.clean_dir:
+        raise InputError(f"--rainy_dir {settings.rainy_dir}: goes with --clean_dir, not with --set")
     if settings.clean_dir:
         if settings.rainy_dir:
             pairs = find_pairs(settings.rainy_dir, say, settings.clean_dir)
         else:
-            pairs = [Pair(name_key(path), path, path) for path in images_in(settings.clean_dir)]
+            pairs = [Pair(key, path, path) for key, path in by_key(images_in(settings.clean_dir)).items()]
         return [Target(settings.clean_dir.resolve().name, "", pairs)]
-    targets = []
+    targets: list[Target] = []
     for name in str(settings.set).split(","):
         folder = Path("datasets/test") / name if name in TEST_SETS else Path(name)
         pairs = find_pairs(folder, say)
         label = synthetic_label(pairs[0].rainy.parent) or identify_pairs(pairs).label
         if label.endswith("of no known set"):
             label = folder.resolve().name
+        if any(target.folder == folder.resolve().name for target in targets):
+            raise InputError(f"{folder}: two sets in folders of one name; score them in two calls")
         targets.append(Target(label, folder.resolve().name, pairs, TEST_SETS.get(label)))
     return targets
 
@@ -156,12 +168,12 @@ def match(target: Target, folder: Path) -> tuple[dict[str, Path], str]:
     how = ""
     found: dict[str, list[Path]] = {}
     for rule, key_of in RULES.items():
-        by_key: dict[str, list[Path]] = {}
+        groups: dict[str, list[Path]] = {}
         for path in images:
             if (key := key_of(path)) in keys:
-                by_key.setdefault(key, []).append(path)
-        if len(by_key) > len(found):
-            how, found = rule, by_key
+                groups.setdefault(key, []).append(path)
+        if len(groups) > len(found):
+            how, found = rule, groups
     for paths in found.values():
         if len(paths) > 1:
             raise InputError(f"{paths[0]} and {paths[1]}: two images for one place of {target.label}; remove one")

@@ -65,7 +65,7 @@ def columns_of(results: Sequence[tuple[Target, list[Scored]]], protocol: str) ->
         parts = [(target.label if len(keys) == len(target.pairs) else f"{len(keys)} of {target.label}", keys)]
         if known and known.unseen:
             unseen = [key for key in keys if int(key) in known.unseen]
-            parts.append((f"{target.label}, {len(unseen)} unseen", unseen))
+            parts += [(f"{target.label}, {len(unseen)} unseen", unseen)] if unseen else []
         for title, part in parts:
             scores = {method.name: np.array([method.rows[key][protocol] for key in part]) for method in scored}
             whole = known and len(part) == known.pairs and protocol == "prenet"
@@ -79,10 +79,14 @@ def published_for(name: str) -> dict[str, tuple[float, float]]:
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
-def means(scores: np.ndarray) -> tuple[float, float]:
-    """Return the mean PSNR, without infinite ones unless all are, and the mean SSIM."""
-    finite = scores[np.isfinite(scores[:, 0]), 0]
-    return float(np.mean(finite if len(finite) else scores[:, 0])), float(scores[:, 1].mean())
+def means(column: Column, name: str) -> tuple[float, float]:
+    """Return a method's mean PSNR and SSIM.
+
+    PSNR is the mean over the images that no method restored perfectly, the same for all of them, unless there is none.
+    """
+    scores = column.scores[name]
+    finite = np.all([np.isfinite(values[:, 0]) for values in column.scores.values()], axis=0)
+    return float(np.mean(scores[finite, 0] if finite.any() else scores[:, 0])), float(scores[:, 1].mean())
 
 
 def difference(scores: np.ndarray, others: np.ndarray) -> dict[str, float]:
@@ -91,9 +95,10 @@ def difference(scores: np.ndarray, others: np.ndarray) -> dict[str, float]:
     won: on how many images the first is better. Infinite PSNRs count there, but not in the mean.
     """
     won, finite = int((scores > others).sum()), np.isfinite(scores) & np.isfinite(others)
-    by_image = (scores - others)[finite]
+    by_image = scores[finite] - others[finite]
     if not len(by_image):
-        return {"mean": math.nan, "error": math.nan, "p": math.nan, "won": won}
+        same = bool((scores == others).all())
+        return {"mean": 0.0 if same else math.nan, "error": math.nan, "p": math.nan, "won": won}
     several = len(by_image) > 1 and by_image.std() > 0
     error = float(by_image.std(ddof=1)) / math.sqrt(len(by_image)) if several else math.nan
     p = float(ttest_rel(scores[finite], others[finite]).pvalue) if several else math.nan
@@ -109,7 +114,7 @@ def verdict(d: dict[str, float]) -> str:
 
 def ranks(column: Column, metric: int) -> dict[str, int]:
     """Return 1 for the best method and those within two standard errors of it, 2 for the next one."""
-    methods = sorted((m for m in column.scores if m != INPUT), key=lambda m: -means(column.scores[m])[metric])
+    methods = sorted((m for m in column.scores if m != INPUT), key=lambda m: -means(column, m)[metric])
     if len(methods) < 2:
         return {}
     scores, best = {m: column.scores[m][:, metric] for m in methods}, methods[0]
@@ -143,7 +148,7 @@ def tables(
             for name, scores in column.scores.items():
                 if same := int(np.isinf(scores[:, 0]).sum()):
                     remark = f"{name}, {column.title}: {same} of {len(scores)} images equal the clean ones"
-                    text += ["", aside(remark, kind)]
+                    text += ["", aside(f"{remark}; all means of PSNR leave them out", kind)]
     return "\n".join(text[1:])
 
 
@@ -161,7 +166,7 @@ def table_of_means(columns: Sequence[Column], names: Sequence[str], kind: str) -
         for column in columns:
             values, digits = column.published.get(name), (2, 3)
             if name in column.scores:
-                values, digits = means(column.scores[name]), (3, 4)
+                values, digits = means(column, name), (3, 4)
             for metric in (0, 1):
                 style = STYLES[kind][ranks(column, metric).get(name, 0)]
                 line.append(style.format(f"{values[metric]:.{digits[metric]}f}") if values else "-")
@@ -187,17 +192,30 @@ def table_of_differences(columns: Sequence[Column], names: Sequence[str], kind: 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]], kind: str) -> str:
     """Return a table in Markdown, in LaTeX (booktabs) or in HTML. Names are escaped, marks of rank are not."""
+    first, *rest = [[escaped(cell, kind) for cell in line] for line in (head, *lines)]
     if kind == "markdown":
-        return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *lines))
+        return "\n".join("| " + " | ".join(line) + " |" for line in (first, ["---"] * len(head), *rest))
     if kind == "html":
-        marked = re.compile(r"<([bu])>[\d.]+</\1>")
-        escaped = [[cell if marked.fullmatch(cell) else html.escape(cell) for cell in line] for line in (head, *lines)]
-        return html_table(escaped[0], escaped[1:])
-    first, *rest = (
-        " & ".join(re.sub(r"(?<!\\)([_%&#$])", r"\\\1", cell) for cell in line) + r" \\" for line in (head, *lines)
-    )
+        return html_table(first, rest)
     begin = rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
-    return "\n".join([begin, r"\toprule", first, r"\midrule", *rest, r"\bottomrule", r"\end{tabular}"])
+    top, *others = (" & ".join(line) + r" \\" for line in (first, *rest))
+    return "\n".join([begin, r"\toprule", top, r"\midrule", *others, r"\bottomrule", r"\end{tabular}"])
+
+
+MARKED = re.compile(r"<([bu])>(-?[\d.]+|inf|nan)</\1>|\\(textbf|underline)\{(-?[\d.]+|inf|nan)\}")
+ESCAPES = {
+    "markdown": {"|": r"\|"},
+    "latex": {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+    | {character: f"\\{character}" for character in "_%&#${}"},
+    "html": {character: html.escape(character) for character in "<>&\"'"},
+}
+
+
+def escaped(cell: str, kind: str) -> str:
+    """Return a cell's text with what would be markup in it escaped."""
+    if kind != "markdown" and MARKED.fullmatch(cell):
+        return cell
+    return "".join(ESCAPES[kind].get(character, character) for character in cell)
 
 
 def as_csv(results: Sequence[tuple[Target, list[Scored]]], protocols: Sequence[str], names: Sequence[str]) -> str:
@@ -220,7 +238,7 @@ def as_json(results: Sequence[tuple[Target, list[Scored]]], protocols: Sequence[
         entry = {"set": column.title, "protocol": protocol, "published": column.published, "methods": {}}
         for name, scores in column.scores.items():
             differences = [difference(scores[:, m], column.scores[first][:, m]) for m in (0, 1)]
-            entry["methods"][name] = dict(zip(("psnr", "ssim"), means(scores), strict=True)) | {
+            entry["methods"][name] = dict(zip(("psnr", "ssim"), means(column, name), strict=True)) | {
                 "images": len(scores),
                 "difference": dict(zip(("psnr", "ssim"), differences, strict=True)),
             }

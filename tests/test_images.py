@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import os
+import struct
 import subprocess
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,10 @@ import tifffile
 import torch
 from conftest import scene
 from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from derain import page
-from derain.images import DecodedImage, like, read_image, visible, write_image
+from derain.images import TURNS, DecodedImage, like, read_image, visible, write_image
 from networks import DARGNet
 from utils import InputError
 
@@ -130,7 +134,7 @@ def test_tiffs(tmp_path: Path, kind: str) -> None:
         (tiff(RGB.astype(np.float32), photometric="rgb"), "float32"),
         (tiff(np.dstack([RGB, RGB[..., :2]]), photometric="rgb"), "5 channels"),
         (lambda path: Image.fromarray(RGB).convert("LAB").save(path), "CIELAB"),
-        (lambda path: Image.fromarray(RGB[..., 0].astype(np.int32)).save(path), "(I)"),
+        (lambda path: Image.fromarray(RGB[..., 0].astype(np.int32)).save(path), "int32"),
     ],
 )
 def test_tiffs_that_are_not_read_are_named(tmp_path: Path, write: Callable[[Path], None], text: str) -> None:
@@ -203,6 +207,90 @@ def test_a_palette_with_transparency(tmp_path: Path) -> None:
     assert np.array_equal(found.rgb, expected[..., :3])
 
 
+@pytest.mark.parametrize("where", ["pixels", "chunk"])
+def test_a_png_whose_checksums_fail_is_refused(tmp_path: Path, where: str) -> None:
+    """Of 8 and of 16 bits: a reader that goes on shows rubbish below the damage."""
+    for depth in (RGB, RGB16):
+        data = bytearray(cv2.imencode(".png", depth[..., ::-1])[1].tobytes())
+        at = data.index(b"IDAT")
+        if where == "pixels":
+            data[at + 200] ^= 1
+        else:
+            data[at : at + 4] = b"iDAT"
+        (tmp_path / "a.png").write_bytes(data)
+        with pytest.raises(InputError, match=r"a\.png: (the image is cut off|not an image)"):
+            read_image(tmp_path / "a.png")
+
+
+def test_a_16_bit_png_with_a_transparent_grey(tmp_path: Path) -> None:
+    grey = np.array([[0, 7], [65535, 7]], np.uint16)
+    data = cv2.imencode(".png", grey)[1].tobytes()
+    chunk = b"tRNS" + (7).to_bytes(2, "big")
+    chunk = (2).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(data[:33] + chunk + data[33:])
+    found = read_image(tmp_path / "a.png")
+    assert np.array_equal(found.rgb[..., 1], grey)
+    assert found.alpha.tolist() == [[65535, 0], [65535, 0]]
+
+
+def test_large_photographs_and_large_metadata_keep_their_orientation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow refuses them by itself: 179 megapixels, and a megabyte of text."""
+    assert Image.MAX_IMAGE_PIXELS is None
+    text = PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", "x" * 2_000_000, zip=True)
+    Image.fromarray(RGB).save(tmp_path / "a.png", exif=exif(6), pnginfo=text, icc_profile=PROFILE)
+    found = read_image(tmp_path / "a.png")
+    assert found.rgb.shape == (56, 40, 3)
+    assert found.metadata["icc_profile"] == PROFILE
+    monkeypatch.setattr("derain.images.MOST_PIXELS", 1000)
+    with pytest.raises(InputError, match="too large"):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_16_bit_tiff_that_opencv_reads_is_turned_once(tmp_path: Path, orientation: int) -> None:
+    path = tmp_path / "a.tif"
+    Image.fromarray(GREY16).save(path, compression="tiff_lzw", tiffinfo={ExifTags.Base.Orientation: orientation})
+    expected = TURNS.get(orientation, lambda a: a)(GREY16)
+    assert np.array_equal(read_image(path).rgb[..., 0], expected)
+
+
+def test_kinds_of_tiff_that_would_be_read_wrongly(tmp_path: Path) -> None:
+    """16 bits in a compression that tifffile lacks: with alpha not made 8 bits, with white as zero not a negative."""
+    path = tmp_path / "a.tif"
+    path.write_bytes(cv2.imencode(".tif", np.dstack([RGB16, ALPHA16]))[1].tobytes())
+    with pytest.raises(InputError, match="16 bits, RGB, 4 channels, LZW"):
+        read_image(path)
+    path.write_bytes(cv2.imencode(".tif", GREY16)[1].tobytes())
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages.first.tags["PhotometricInterpretation"].overwrite(0)
+    with pytest.raises(InputError, match="MINISWHITE"):
+        read_image(path)
+    tifffile.imwrite(path, np.dstack([RGB, ALPHA]), photometric="rgb", extrasamples=["unspecified"])
+    found = read_image(path)  # the fourth channel may be infrared
+    assert found.alpha is None and np.array_equal(found.rgb, RGB)
+
+
+@pytest.mark.parametrize("most", [100, 255])
+def test_a_ppm_is_scaled_by_its_largest_value(tmp_path: Path, most: int) -> None:
+    values = RGB.astype(int) * most // 255
+    (tmp_path / "a.ppm").write_bytes(b"P6\n56 40\n%d\n" % most + values.astype(np.uint8).tobytes())
+    assert np.abs(read_image(tmp_path / "a.ppm").rgb - values * (255 / most)).max() <= 1
+
+
+def test_a_bmp_of_32_bits_has_no_alpha_unless_it_says_so(tmp_path: Path) -> None:
+    """Its fourth byte is padding, often 0: not an image that nobody can see."""
+    pixels = np.dstack([RGB[..., ::-1], np.zeros_like(RGB[..., 0])])[::-1].tobytes()
+    masks = struct.pack("<III", 0xFF0000, 0xFF00, 0xFF)
+    header = struct.pack("<IiiHHIIiiII", 40, 56, 40, 1, 32, 3, len(pixels), 0, 0, 0, 0)
+    start = b"BM" + struct.pack("<IHHI", 66 + len(pixels), 0, 0, 66)
+    (tmp_path / "a.bmp").write_bytes(start + header + masks + pixels)
+    found = read_image(tmp_path / "a.bmp")
+    assert found.alpha is None and np.array_equal(found.rgb, RGB)
+
+
 # ---------------------------------------------------------------- what comes back
 
 
@@ -212,8 +300,6 @@ def test_metadata_travel(inline: Callable, tmp_path: Path, weights: Path, source
     """Read by Pillow: profile, camera, date, place, XMP, resolution, and an orientation that is upright."""
     options: dict[str, Any] = {"icc_profile": PROFILE, "exif": exif(6), "xmp": XMP, "dpi": (300, 300)}
     if source == "png":
-        from PIL.PngImagePlugin import PngInfo
-
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_itxt("XML:com.adobe.xmp", options.pop("xmp").decode())
     if source == "tif":
@@ -250,6 +336,51 @@ def test_a_png_keeps_its_gamma_and_16_bits_their_profile(tmp_path: Path) -> None
     assert found.metadata["gamma"] == pytest.approx(0.45455)
     assert found.metadata["icc_profile"] == PROFILE
     assert np.array_equal(found.rgb, RGB16) and np.array_equal(found.alpha, ALPHA16)
+
+
+def test_metadata_that_a_format_cannot_hold(tmp_path: Path) -> None:
+    """Senseless resolutions and text beyond JPEG's 64 KiB are left out; images beyond a format's size get one line."""
+    Image.fromarray(RGB).save(tmp_path / "a.tif", dpi=(300, 300))
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as file:
+        file.pages.first.tags["XResolution"].overwrite((0, 0))
+    assert "dpi" not in read_image(tmp_path / "a.tif").metadata
+    metadata = {"xmp": b"x" * 70_000, "icc_profile": PROFILE, "srgb": 0}
+    write_image(tmp_path / "a.jpg", DecodedImage(RGB, metadata=metadata))
+    found = read_image(tmp_path / "a.jpg").metadata
+    assert found["icc_profile"] == PROFILE and "xmp" not in found
+    write_image(tmp_path / "b.png", DecodedImage(RGB, metadata={"srgb": 0}))
+    assert read_image(tmp_path / "b.png").metadata["srgb"] == 0
+    wide = DecodedImage(np.zeros((2, 17_000, 3), np.uint8))
+    with pytest.raises(InputError, match=r"b\.webp: cannot be written as \.webp .*; write it as PNG"):
+        write_image(tmp_path / "b.webp", wide)
+    assert not (tmp_path / "b.webp").exists()
+    opaque = DecodedImage(RGB, np.full_like(ALPHA, 255))
+    write_image(tmp_path / "c.jpg", opaque)
+    assert read_image(tmp_path / "c.jpg").alpha is None
+
+
+def test_one_odd_tag_does_not_cost_the_profile(tmp_path: Path) -> None:
+    data = io.BytesIO()
+    Image.fromarray(RGB).save(data, "JPEG", icc_profile=PROFILE, exif=exif())
+    number, text = (b"\x01\x12\x00" + kind for kind in (b"\x03", b"\x02"))  # the type of the orientation
+    assert number in data.getvalue()
+    (tmp_path / "a.jpg").write_bytes(data.getvalue().replace(number, text))
+    assert read_image(tmp_path / "a.jpg").metadata["icc_profile"] == PROFILE
+
+
+def test_a_cmyk_image_with_an_unfit_profile_is_read(tmp_path: Path) -> None:
+    Image.fromarray(RGB).convert("CMYK").save(tmp_path / "a.jpg", icc_profile=PROFILE)
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert np.array_equal(read_image(tmp_path / "a.jpg").rgb, np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes there")
+def test_a_pipe_without_suffix_is_passed_over(inline: Callable, tmp_path: Path, weights: Path) -> None:
+    write_image(tmp_path / "in/a.png", DecodedImage(RGB))
+    os.mkfifo(tmp_path / "in/pipe")
+    result = inline("test_real.py", "--data_path", "in", "--logdir", weights, "--save_path", "out")
+    assert result.returncode == 0, result.stderr
+    assert "left out: 1 other files" in result.stdout
 
 
 def test_a_profile_for_another_colour_space_is_left_out(tmp_path: Path) -> None:

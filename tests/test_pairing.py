@@ -181,6 +181,9 @@ def test_images_with_two_halves_are_cut(tmp_path: Path, clean: str, inline: Call
     assert "neither half is always darker" in inline(*command, "again").stderr
     assert inline(*command, "again", "--clean", "right").returncode == 0
     assert "not empty" in inline(*command, "again", "--clean", "right").stderr
+    write(tmp_path / "both/4.jpg", scene(4, 32, 40)[0])
+    assert "4.jpg and both/4.png: would both become 4.png" in inline(*command, "same").stderr
+    (tmp_path / "both/4.jpg").unlink()
     write(tmp_path / "both/5.png", scene(1, 32, 41)[0])
     assert "5.png: 41 pixels wide" in inline(*command, "odd", "--clean", "left").stderr
     assert not (tmp_path / "odd").exists()

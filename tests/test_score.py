@@ -155,6 +155,64 @@ def test_what_is_scored_has_to_be_said(inline: Command, tmp_path: Path) -> None:
         assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--set", "pairs", "clean=out"), "clean: is the name of a column"),
+        (("--set", "pairs", "rainy input=out"), "rainy input: is the name of a column"),
+        (("--set", "pairs", "=out"), "name each method's images as NAME=FOLDER"),
+        (("--set", "pairs", "mine="), "name each method's images as NAME=FOLDER"),
+        (("--set", "pairs", "--rainy_dir", "pairs/rainy", "out"), "--rainy_dir pairs/rainy: goes with --clean_dir"),
+        (("--clean_dir", "dry", "out", "--figure"), "add --rainy_dir"),
+        (("--set", "pairs", "out", "--errors"), "add --figure"),
+        (("--set", "pairs,more/pairs", "out"), "two sets in folders of one name"),
+        (("--clean_dir", "twice", "out"), "two images for one place"),
+        (("--clean_dir", "dry", "--rainy_dir", "dry", "out"), "is the folder of the rainy images"),
+    ],
+)
+def test_words_that_would_be_misunderstood(
+    inline: Command, tmp_path: Path, arguments: tuple[str, ...], text: str
+) -> None:
+    write_pairs(tmp_path / "pairs")
+    write_pairs(tmp_path / "more/pairs")
+    outputs(tmp_path / "out", "{0}.png")
+    outputs(tmp_path / "dry", "{0}.png", noise=0)
+    outputs(tmp_path / "dry/.hidden", "{0}.png", noise=0)
+    outputs(tmp_path / "twice", "rain-{0}.png")
+    outputs(tmp_path / "twice", "norain-{0}.png")
+    result = inline("derain.score", *arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert text in result.stderr.splitlines()[-1]
+
+
+def test_names_that_are_markup(inline: Command, tmp_path: Path) -> None:
+    """In LaTeX, Markdown, HTML and matplotlib's formulas."""
+    write_pairs(tmp_path / "pairs")
+    outputs(tmp_path / "a", "{0}.png")
+    outputs(tmp_path / "b", "{0}.png", noise=0)
+    common = ("derain.score", "--set", "pairs", "a|$_$^~{}\\=a", "b")
+    result = inline(*common, "--figure", "--page", "--out", "out")
+    assert result.returncode == 0, result.stderr
+    assert r"| a\|$_$^~{}\ |" in result.stdout
+    latex = inline(*common, "--format", "latex").stdout
+    assert r"a|\$\_\$\textasciicircum{}\textasciitilde{}\{\}\textbackslash{} & " in latex
+    assert r"\textbf{inf}" in latex and "<b>inf</b>" in (tmp_path / "out/index.html").read_text()
+
+
+def test_part_of_a_set_without_its_unseen_images() -> None:
+    rows = {str(n): dict.fromkeys(PROTOCOLS, (30.0, 0.9)) for n in range(1, 9)}
+    shown = tables([(Target("Rain12", "Rain12", [None] * 12, RAIN12), [Scored("a", rows)])], ["prenet"], ["a"], "latex")
+    assert "8 of Rain12 PSNR" in shown and "unseen" not in shown
+
+
+def test_means_are_over_the_same_images() -> None:
+    """A method that restores an image perfectly is not worse for it; two perfect ones are equal."""
+    both = column(a=np.array([np.inf, 30, 31]), b=np.array([60, 29.5, 30.5]))
+    assert (means(both, "a")[0], means(both, "b")[0]) == (30.5, 30.0)
+    perfect = column(a=np.full(3, np.inf), b=np.full(3, np.inf))
+    assert ranks(perfect, 0) == {"a": 1, "b": 1}
+
+
 def test_several_sets_and_all_formats(inline: Command, tmp_path: Path) -> None:
     for name, count in (("one", 3), ("two", 2)):
         write_pairs(tmp_path / name, count)
@@ -261,7 +319,10 @@ def test_infinite_psnr_is_won_and_not_averaged(scores: list[float], mean: float,
     found = difference(np.array(scores), np.full(3, 30.0))
     assert found["mean"] == pytest.approx(mean, nan_ok=True)
     assert (found["won"], verdict(found)) == (won, said)
-    assert means(np.stack([scores, np.ones(3)], axis=1))[0] == np.mean([s for s in scores if s < 99] or scores)
+    both = column(a=np.array(scores), b=np.full(3, 30.0))
+    kept = [s for s in scores if s < 99]
+    assert means(both, "a")[0] == np.mean(kept or scores)
+    assert means(both, "b")[0] == 30
 
 
 def known(name: str, count: int, psnr: float = 30.0, protocol: str = "prenet") -> str:

@@ -405,6 +405,14 @@ def test_formats_that_would_lose_something_are_refused(inline: Command, tmp_path
         assert len(list((tmp_path / kind).glob(f"*.{kind}"))) == 3 - lost
 
 
+@pytest.mark.parametrize("quality", ["0", "101", "-5"])
+def test_a_quality_out_of_range(inline: Command, tmp_path: Path, weights: Path, quality: str) -> None:
+    write(tmp_path / "a.png", scene(1)[0])
+    common = ("--data_path", "a.png", "--logdir", weights, "--quality", quality)
+    refused(inline("test_real.py", *common, "--format", "webp"), f"--quality {quality}: must be from 1 to 100")
+    refused(inline("test_real.py", *common, "--out", "b.jpg"), f"--quality {quality}: must be from 1 to 100")
+
+
 def test_tiles_of_a_large_image_tell_how_far_they_are(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     times = iter([0.0, 3.0, 6.0, 9.0, 12.0])
     monkeypatch.setattr("derain.evaluate.time.monotonic", lambda: next(times))

@@ -31,10 +31,14 @@ def cut(settings: Settings) -> None:
     """Write every image's halves as PNG, under its name. Raises InputError before anything is written."""
     if len(settings.folder) != 1 or settings.out is None:
         raise InputError("give one folder of images, and --out for the folder that gets rainy/ and clean/")
-    check_folder(settings.out)
+    check_folder(settings.out, "--out")
     if settings.out.exists() and any(settings.out.iterdir()):
         raise InputError(f"{settings.out}: is not empty; choose another --out")
     paths, clean = images_in(settings.folder[0]), settings.clean
+    first: dict[str, Path] = {}
+    for path in paths:
+        if (other := first.setdefault(path.stem.casefold(), path)) is not path:
+            raise InputError(f"{other} and {path}: would both become {path.stem}.png; rename one")
     images = {path: read_rgb(path) for path in paths}
     for path, image in images.items():
         if image.shape[1] % 2:

@@ -89,8 +89,10 @@ def find_pairs(folder: Path, log: Callable[[str], Any] = print, clean_dir: Path 
     if clean_dir is None:
         place, rainy, clean, left_out = _find_set(folder)
     else:
+        if folder.resolve() == clean_dir.resolve():
+            raise InputError(f"--clean_dir {clean_dir}: is the folder of the rainy images; name that of the clean ones")
         place, rainy, clean, left_out = folder, images_in(folder), images_in(clean_dir), []
-    rainy_by_key, clean_by_key = _by_key(rainy), _by_key(clean)
+    rainy_by_key, clean_by_key = by_key(rainy), by_key(clean)
     pairs = []
     for key, path in rainy_by_key.items():
         original = rainy_by_key.get(_key(_COPY.sub("", path.stem)), path)
@@ -116,7 +118,7 @@ def images_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     found = list_images(folder)
-    inside = [] if found else [p for p in sorted(folder.rglob("*")) if p.is_dir() and list_images(p)]
+    inside = [] if found else [p for p in folders_below(folder, folder) if p != folder and list_images(p)]
     if len(inside) > 1:
         raise InputError(f"{folder}: images are in {len(inside)} folders below it, such as {inside[0]}; name one")
     if not (found or inside):
@@ -227,7 +229,8 @@ def _partner(key: str, clean_keys: Collection[str]) -> str | None:
     return next((k for name in names for k in (name, _key(name)) if k in clean_keys), None)
 
 
-def _by_key(paths: Sequence[Path]) -> dict[str, Path]:
+def by_key(paths: Sequence[Path]) -> dict[str, Path]:
+    """Return files by what the names of a pair share. Raises InputError if two have the same."""
     found: dict[str, Path] = {}
     for path in paths:
         other = found.setdefault(name_key(path), path)
