@@ -82,6 +82,7 @@ def test_prepare_keeps_a_foreign_file(folder: Path, kind: str) -> None:
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_strict_set_has_a_file_of_its_own(tmp_path: Path) -> None:
     rainy, clean = (write(tmp_path / f"{name}.png", image) for name, image in zip("rc", scene(1, 16, 16), strict=True))
     folder = tmp_path / "set"
@@ -233,6 +234,7 @@ def test_the_split_is_by_background(tmp_path: Path) -> None:
         split_by_background(backgrounds, 30, seed=0)
 
 
+@pytest.mark.slow
 def test_real_sets_share_no_background_where_they_should_not() -> None:
     """For whoever has the real sets: RainTrainL and Rain100L have no photograph in common."""
     root = Path(__file__).resolve().parent.parent / "datasets"
@@ -276,6 +278,7 @@ def test_packed_files_need_no_locks(tmp_path: Path) -> None:
         assert lines == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no such limits there")
 @pytest.mark.parametrize("most", [500, 20_000])
 def test_a_quota_while_packing(tmp_path: Path, most: int) -> None:

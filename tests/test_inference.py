@@ -20,7 +20,7 @@ from networks import DARGNet, receptive_field_radius
 
 
 @pytest.mark.parametrize("tile", [48, 64, 100])
-@pytest.mark.parametrize("size", [(150, 201), (64, 130), (129, 65)])
+@pytest.mark.parametrize("size", [pytest.param((150, 201), marks=pytest.mark.slow), (64, 130), (129, 65)])
 def test_tiled_equals_whole_at_every_border(network: DARGNet, size: tuple[int, int], tile: int) -> None:
     rainy = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(3))
     whole, tiled = derain(network, rainy), derain(network, rainy, tile)

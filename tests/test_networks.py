@@ -233,7 +233,9 @@ def test_damaged_and_missing_weights(tmp_path: Path) -> None:
         load_network(tmp_path / "none.pth")
 
 
-@pytest.mark.parametrize(("channels", "groups", "radius"), [(32, 5, 60), (4, 1, 16), (4, 2, 27)])
+@pytest.mark.parametrize(
+    ("channels", "groups", "radius"), [pytest.param(32, 5, 60, marks=pytest.mark.slow), (4, 1, 16), (4, 2, 27)]
+)
 def test_receptive_field_is_exact(channels: int, groups: int, radius: int) -> None:
     """The gradient of the middle pixel reaches `radius` pixels in every direction, and not one further."""
     torch.manual_seed(0)

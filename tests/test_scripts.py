@@ -85,6 +85,7 @@ def test_help(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 # ---------------------------------------------------------------- training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "patches"), [("train_rain100H.py", 27), ("train_rain100L.py", 54)])
 def test_each_train_script_trains(command: Command, tmp_path: Path, script: str, patches: int) -> None:
     write_pairs(tmp_path / "pairs", 3)
@@ -344,6 +345,7 @@ def test_real_pictures_keep_their_kind_and_one_bad_one_stops_nothing(
     assert "broken.png" in json.loads((out / "results.json").read_text())["errors"][0]
 
 
+@pytest.mark.slow
 def test_one_real_picture(command: Command, tmp_path: Path, weights: Path) -> None:
     write(tmp_path / "holiday.jpg", scene(1)[0])
     result = command("test_real.py", "--data_path", "holiday.jpg", "--logdir", weights)

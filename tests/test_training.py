@@ -431,6 +431,7 @@ def test_minutes_fix_the_number_of_steps(
     assert torch.load(tmp_path / "interrupted/state_latest.pth", weights_only=True)["step"] == state["last_step"]
 
 
+@pytest.mark.slow
 def test_paper_in_minutes_keeps_its_schedule(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     Clock(monkeypatch, lambda side: 10.0)
     train(settings, minutes=15.0, max_steps=None)
@@ -501,6 +502,7 @@ def test_validation_measures_the_saved_weights_on_whole_pairs(settings: TrainSet
     assert b"rainy_derained_clean" in events
 
 
+@pytest.mark.slow
 def test_validation_shows_crops_of_the_first_pairs(network: DARGNet, tmp_path: Path) -> None:
     data = DerainDataset(prepare(write_pairs(tmp_path / "pairs", 5), log=lambda _: None), 32, 16)
     _, (rainy, derained, clean) = validate(network, data, "fp32")

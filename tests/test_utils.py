@@ -350,6 +350,7 @@ def test_without_control_groups_nothing_is_limited(tmp_path: Path, monkeypatch: 
         assert utils.free_memory(torch.device("cpu")) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no head there")
 def test_a_reader_that_leaves_stops_nothing(tmp_path: Path) -> None:
     """`| head -1`: all results are there, status 0, and no word of a broken pipe."""
