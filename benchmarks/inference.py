@@ -85,7 +85,7 @@ def main(settings: Settings) -> None:
         # The scripts have this process keep its freed memory; the plain formulation as published does not.
         child = multiprocessing.get_context("spawn").Pool(1, prepare_plain, (state, plain_input))
         candidates[PLAIN] = lambda: child.apply(plain)
-        candidates["plain, with freed memory kept"] = plain
+        candidates["plain, with freed memory reused"] = plain
     else:
         candidates[PLAIN] = plain
     candidates |= {
