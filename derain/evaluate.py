@@ -21,7 +21,8 @@ import numpy as np
 from derain import figure, page
 from derain.cli import check_folder
 from derain.data.pairs import Pair, rainy_file, read_pair
-from derain.images import DecodedImage, grey_mean, like, read_image, visible, write_image
+from derain.image_output import grey_mean, like, visible, write_image
+from derain.images import DecodedImage, read_image
 from derain.inference import Loader, derain_image, open_network, parse_tile, weights_file
 from derain.inputs import EvalSettings, Images, collect
 from derain.results import (

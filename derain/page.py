@@ -19,7 +19,7 @@ from urllib.parse import quote
 import cv2
 import numpy as np
 
-from derain.images import to_srgb
+from derain.image_output import to_srgb
 from derain.results import METRICS, cells
 from utils import write_atomically
 

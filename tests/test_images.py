@@ -22,7 +22,8 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from derain import page
-from derain.images import TURNS, DecodedImage, like, read_image, visible, write_image
+from derain.image_output import like, visible, write_image
+from derain.images import TURNS, DecodedImage, read_image
 from networks import DARGNet
 from utils import InputError
 

@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from derain.evaluate import EvalSettings, evaluate
-from derain.images import like, read_image, visible
+from derain.image_output import like, visible
+from derain.images import read_image
 from derain.inference import derain_image
 from derain.optimized import fold
 from DerainDataset import DerainDataset, prepare
@@ -237,7 +238,8 @@ def test_a_bomb_is_refused_without_its_memory(tmp_path: Path) -> None:
 import resource, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from derain.images import like, read_image, visible
+from derain.image_output import like, visible
+from derain.images import read_image
 from utils import InputError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:

@@ -25,7 +25,8 @@ from derain.data.fingerprints import KnownSet, pixel_hash
 from derain.data.pairs import find_pairs
 from derain.data.synthesize import stand_in
 from derain.evaluate import tile_progress
-from derain.images import DecodedImage, read_image, read_rgb, write_image
+from derain.image_output import write_image
+from derain.images import DecodedImage, read_image, read_rgb
 from derain.inference import derain_image
 from derain.results import METRICS, summary_lines, table
 from derain.test_sets import RAIN12

@@ -20,7 +20,8 @@ from conftest import ROOT, scene, write, write_pairs
 import utils
 from derain.cli import explained, parse_settings, run_script, setting
 from derain.evaluate import EvalSettings
-from derain.images import DecodedImage, read_image, read_rgb, write_image
+from derain.image_output import write_image
+from derain.images import DecodedImage, read_image, read_rgb
 from networks import DARGNet
 from utils import (
     InputError,

@@ -14,7 +14,8 @@ import numpy as np
 
 from derain.cli import check_folder, run_script, setting
 from derain.data.pairs import images_in
-from derain.images import DecodedImage, read_rgb, write_image
+from derain.image_output import write_image
+from derain.images import DecodedImage, read_rgb
 from utils import InputError
 
 

@@ -23,7 +23,8 @@ import numpy as np
 from derain.cli import run_script, setting
 from derain.data.fingerprints import FIX, find_bsds500, known_sets, photographs, pixel_hash
 from derain.data.pairs import list_images, name_key
-from derain.images import DecodedImage, read_rgb, write_image
+from derain.image_output import write_image
+from derain.images import DecodedImage, read_rgb
 from utils import InputError
 
 # PReNet's names of the clean images.

@@ -25,7 +25,8 @@ import skimage.data
 
 from derain.cli import run_script, setting
 from derain.data.pairs import list_images
-from derain.images import DecodedImage, read_rgb, write_image
+from derain.image_output import write_image
+from derain.images import DecodedImage, read_rgb
 from DerainDataset import SYNTHETIC_MARKER
 from utils import InputError, write_json
 
