@@ -66,14 +66,17 @@ class RunFolder:
             self.tensorboard.add_text("settings", f"```\n{json.dumps(self.settings, indent=1)}\n```", step)
 
     def save(self, state: dict[str, Any], epoch: int | None = None) -> None:
-        """Write the training state, and its `state_dict` as net_latest.pth; at an epoch's end also under its number."""
+        """Write the training state, and its `state_dict` as net_latest.pth; at an epoch's end also under its number.
+
+        The state comes last: a run that is killed before it takes these steps again.
+        """
         if not self.writes:
             return
-        save_torch(self.state_file, state | {"settings": self.settings})
         weights = {key: value.cpu().contiguous() for key, value in state["state_dict"].items()}
         save_torch(self.folder / "net_latest.pth", weights)
         if epoch is not None:
             save_torch(self.folder / f"net_epoch{epoch}.pth", weights)
+        save_torch(self.state_file, state | {"settings": self.settings})
 
     def log(self, line: dict[str, Any]) -> None:
         """Add a line to log.jsonl."""

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,7 +25,7 @@ from torch import nn
 
 import train_rain100H
 import train_rain100L
-from derain import steps
+from derain import checkpoint, steps
 from derain import train as training
 from derain.cli import parse_settings
 from derain.data.pairs import find_pairs, read_pair
@@ -257,6 +258,31 @@ def test_a_full_disk_while_saving(settings: TrainSettings, monkeypatch: pytest.M
     with pytest.raises(OSError, match="No space left"):
         train(settings, max_steps=6)
     assert (settings.save_path / "state_latest.pth").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["net_latest.pth", "net_epoch1.pth", "state_latest.pth"])
+def test_a_run_that_ends_between_its_last_files_writes_them_again(
+    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """At the last step, which is an epoch's, one file cannot be written: the same command repairs all of them."""
+    options = {"max_steps": 9, "save_minutes": 0.0}
+    whole = train(settings, **options, save_path=tmp_path / "whole")
+    save = checkpoint.save_torch
+    steps = []
+
+    def stop(path: Path, content: Any) -> None:
+        if path.name == name and (steps.append(path) or len(steps) == (1 if "epoch" in name else 9)):
+            raise KeyboardInterrupt
+        save(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_torch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings, **options)
+    train(settings, **options)
+    for file in ("net_latest.pth", "net_epoch1.pth"):
+        assert same(torch.load(settings.save_path / file, weights_only=True), whole), file
+    assert torch.load(settings.save_path / "state_latest.pth", weights_only=True)["step"] == 9
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(settings: TrainSettings) -> None:
