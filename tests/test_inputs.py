@@ -147,7 +147,7 @@ FILES = st.lists(
 
 @given(files=FILES)
 @example(files=[("rgb", "high", 4000, 3, 0), ("rgba", "wide", 2, 4000, 1), ("cmyk jpeg", "large", 400, 600, 2)])
-@settings(max_examples=200 * FUZZ, **CALM)
+@settings(max_examples=60 * FUZZ, **CALM)
 @pytest.mark.slow
 def test_every_picture_is_processed_or_refused(small_weights: Path, files: list) -> None:
     """A folder of files through test_real.py's evaluation: each is derained, or named in a line of its own."""
