@@ -17,9 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-MOST_PIXELS = 2**28  # 16,384 x 16,384 of an image; a few bytes of a file can claim any number
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MOST_PIXELS))  # before OpenCV is loaded
-
 import cv2
 import numpy as np
 import torch

@@ -10,7 +10,7 @@ import errno
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 from derain import figure, page
 from derain.cli import check_folder
 from derain.data.pairs import Pair, rainy_file, read_pair
-from derain.image_output import grey_mean, like, visible, write_image
+from derain.image_output import like, visible, write_image
 from derain.images import DecodedImage, read_image
 from derain.inference import Loader, derain_image, open_network, parse_tile, weights_file
 from derain.inputs import EvalSettings, Images, collect
@@ -68,7 +68,6 @@ def evaluate(settings: EvalSettings, test_set: TestSet | None = None, load: Load
     weights = weights_file(settings.logdir)
     checksum = sha256_of(weights)  # now, because a training may replace the file meanwhile
     network = open_network(weights, device, precision, load)
-    answer: Any = network.answer
 
     def derain(rgb: np.ndarray, source: Path) -> np.ndarray:
         try:
@@ -76,15 +75,14 @@ def evaluate(settings: EvalSettings, test_set: TestSet | None = None, load: Load
         except ValueError as error:
             raise InputError(f"{source}, weights {weights}: {error}") from error
 
-    def made_with(folder: Path) -> MadeWith:
-        arguments = (settings.quantize, settings.format, settings.quality)
-        return MadeWith(folder, checksum, answer, precision, *arguments)
-
+    answer: Any = network.answer
+    made_with = {"weights_sha256": checksum, "network": answer, "precision": precision}
+    made_with |= {name: getattr(settings, name) for name in ("quantize", "format", "quality")}
     if test_set is None and (settings.out or any(map(is_video, settings.data_path))):
         derain_file(settings, derain, made_with)
         return
     images = collect(settings, test_set)
-    made, how = made_with(images.save_path), f"{device} {precision}"
+    made, how = MadeWith(images.save_path, made_with), f"{device} {precision}"
     print(f"{images.label}: {len(images.inputs)} images of {images.source}, weights {weights}, {how}", flush=True)
 
     rows, thumbnails, errors, began = [], {}, [], time.monotonic()
@@ -99,14 +97,11 @@ def evaluate(settings: EvalSettings, test_set: TestSet | None = None, load: Load
         if outcome.thumbnails:
             thumbnails[outcome.row["image"]] = outcome.thumbnails
         done, total = len(rows) + len(errors), len(images.inputs)
-        left = f", {(time.monotonic() - began) / done * (total - done):.0f} s left" if done < total else ""
+        left = f", {seconds_left(began, done, total)}" if done < total else ""
         print(f"[{done}/{total}] {line_of(outcome.row)}{left}", flush=True)
     if rows:
-        about: dict[str, Any] = {
-            "weights": {"path": weights, "sha256": checksum},
-            "settings": dataclasses.asdict(settings),
-        }
-        about |= {"errors": errors, "environment": environment(device)}
+        about: dict[str, Any] = {"weights": {"path": weights, "sha256": checksum}}
+        about |= {"settings": dataclasses.asdict(settings), "errors": errors, "environment": environment(device)}
         report(settings, test_set, images, rows, thumbnails, f"weights {weights}, {how}", about)
     if errors:
         raise InputError(
@@ -198,7 +193,7 @@ def write_and_measure(
         if milliseconds is not None:
             write_image(paths.output, dataclasses.replace(rainy, rgb=derained), quality)
         if paths.rain is not None:
-            rain = cv2.subtract(rainy.rgb, grey_mean(derained) if rainy.grey else derained)  # clipped at 0
+            rain = cv2.subtract(rainy.rgb, derained)  # clipped at 0
             write_image(paths.rain, DecodedImage(rain, grey=rainy.grey), quality)
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
@@ -218,7 +213,7 @@ def write_and_measure(
 
 
 def derain_file(
-    settings: EvalSettings, derain: Callable[[np.ndarray, Path], np.ndarray], made_with: Callable[[Path], MadeWith]
+    settings: EvalSettings, derain: Callable[[np.ndarray, Path], np.ndarray], made_with: Mapping[str, Any]
 ) -> None:
     """Derain a video, or with --out a single image. Raises InputError if there are several, or a folder."""
     if len(settings.data_path) != 1 or (settings.out and not settings.data_path[0].is_file()):
@@ -234,7 +229,7 @@ def derain_file(
         kind = "a video" if is_video(source) else "a single image"
         print(f"{source}: {kind}, for which {', '.join(ignored)} has no effect", flush=True)
     if settings.out is None:
-        made_with(folder)
+        MadeWith(folder, made_with)
     if is_video(source):
         how = (settings.codec, settings.crf, settings.start, settings.duration)
         derain_video(source, target, lambda rgb: derain(rgb, source), *how)
@@ -261,10 +256,14 @@ def tile_progress(source: Path) -> Callable[[int, int], None]:
         nonlocal shown
         if (now := time.monotonic()) - shown > 5 and done < total:
             shown = now
-            left = (now - began) / done * (total - done)
-            print(f"  {source.name}: tile {done} of {total}, {left:.0f} s left", flush=True)
+            print(f"  {source.name}: tile {done} of {total}, {seconds_left(began, done, total, now)}", flush=True)
 
     return progress
+
+
+def seconds_left(began: float, done: int, total: int, now: float | None = None) -> str:
+    """Say how long the rest takes at the pace so far. began, now: as time.monotonic has them."""
+    return f"{((time.monotonic() if now is None else now) - began) / done * (total - done):.0f} s left"
 
 
 def line_of(row: dict[str, Any]) -> str:

@@ -188,6 +188,14 @@ def sheet_of(rows: Sequence[Row], crop: tuple[int, ...] | None = None, errors: b
     return sheet
 
 
+def requested_sheet(rows: Sequence[Row], crop: Sequence[int] | None, errors: bool = False) -> Sheet:
+    """Return sheet_of for what a command line asked for. Raises InputError if --crop lies outside an image."""
+    try:
+        return sheet_of(rows, None if crop is None else tuple(crop), errors)
+    except ValueError as error:
+        raise InputError(f"--crop {' '.join(map(str, crop or ()))}: {error}; choose a place within it") from error
+
+
 def montage(rows: Sequence[Row], crop: tuple[int, ...] | None = None) -> np.ndarray:
     """Return the figure of sheet_of as an image, (height, width, 3) uint8 RGB."""
     return sheet_of(rows, crop).drawn()
@@ -320,11 +328,7 @@ def write_figure(
         shown.append(Row(titles.get(name, "") + name + gain, rainy, derained, clean))
     if not shown:
         return False  # all that were wanted failed, with a line each
-    try:
-        drawn = montage(shown, None if crop is None else tuple(crop))
-    except ValueError as error:
-        raise InputError(f"--crop {' '.join(map(str, crop or ()))}: {error}; choose a place within it") from error
-    save(save_path / NAME, drawn)
+    save(save_path / NAME, requested_sheet(shown, crop).drawn())
     return True
 
 

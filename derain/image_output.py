@@ -12,7 +12,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
 from derain.images import DecodedImage
@@ -43,17 +43,6 @@ def grey_mean(rgb: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 or uint16 -> the same with each channel the rounded mean of the three."""
     mean = np.round(rgb.mean(axis=2, keepdims=True)).astype(rgb.dtype)
     return np.repeat(mean, 3, axis=2)
-
-
-def to_srgb(rgb: np.ndarray, profile: bytes | None) -> np.ndarray:
-    """(H, W, 3) uint8 in a colour profile -> in sRGB; unchanged without a usable profile."""
-    if not profile or profile[16:20] != b"RGB ":
-        return rgb
-    try:
-        source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
-        return np.asarray(ImageCms.profileToProfile(Image.fromarray(rgb), source, target))
-    except (OSError, ImageCms.PyCMSError):
-        return rgb
 
 
 # ---------------------------------------------------------------- writing

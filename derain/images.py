@@ -21,13 +21,14 @@ import numpy as np
 import tifffile
 from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
 
-from utils import MOST_PIXELS, InputError
+from utils import InputError
 
 with contextlib.suppress(ImportError):
     import pillow_heif
 
     pillow_heif.register_heif_opener()  # which lets Pillow read HEIC
 
+MOST_PIXELS = 2**28  # 16,384 x 16,384 of an image; a few bytes of a file can claim any number
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif"}
 SUFFIXES |= {".avif", ".jp2", ".heic", ".heif"}
 HAVE_FRAMES = {"GIF", "PNG", "WEBP", "TIFF", "AVIF"}
@@ -200,11 +201,20 @@ def _by_pillow(image: Image.Image, profile: bytes | None) -> DecodedImage:
         return _image(np.asarray(image).astype(np.uint16)[..., None])
     if mode in ("1", "L") and not transparent:
         return _image(np.asarray(image.convert("L"))[..., None])
-    if mode == "CMYK" and profile and profile[16:20] == b"CMYK":
-        with contextlib.suppress(OSError, ImageCms.PyCMSError):  # an unusable profile: Pillow's own conversion
-            source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
-            image = ImageCms.profileToProfile(image, source, target, outputMode="RGB") or image
+    if mode == "CMYK":
+        image = to_srgb(image, profile)
     return _image(np.asarray(image.convert("RGBA" if transparent else "RGB")))
+
+
+def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Return an RGB or CMYK image in sRGB; unchanged without a profile of its kind that can be used."""
+    if not profile or profile[16:20] != {"RGB": b"RGB ", "CMYK": b"CMYK"}[image.mode]:
+        return image
+    try:
+        source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, source, target, outputMode="RGB") or image
+    except (OSError, ImageCms.PyCMSError):
+        return image
 
 
 def _image(pixels: np.ndarray) -> DecodedImage:

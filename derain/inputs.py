@@ -12,7 +12,6 @@ from derain.cli import check_folder, setting, text_to_paths
 from derain.data.identify import identify_pairs
 from derain.data.pairs import Pair, find_pairs, find_rainy, folders_below, list_images, rainy_file
 from derain.data.synthesize import stand_in, synthetic_label
-from derain.images import is_image
 from derain.results import OutputPaths, output_paths
 from derain.test_sets import TestSet
 from derain.video import VIDEO_SUFFIXES
@@ -136,7 +135,7 @@ def _kind(path: Path, recursive: bool) -> str:
         return "" if recursive else "subfolders (--recursive takes them)"
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return "videos (--data_path takes one at a time)"
-    return "" if is_image(path) else f"{path.suffix.lower() or 'other'} files"
+    return f"{path.suffix.lower() or 'other'} files"
 
 
 def collect(settings: EvalSettings, test_set: TestSet | None) -> Images:

@@ -18,8 +18,9 @@ from urllib.parse import quote
 
 import cv2
 import numpy as np
+from PIL import Image
 
-from derain.image_output import to_srgb
+from derain.images import to_srgb
 from derain.results import METRICS, cells
 from utils import write_atomically
 
@@ -70,7 +71,8 @@ def data_uri(rgb: np.ndarray, profile: bytes | None = None) -> str:
     if scale < 1:
         size = (max(1, round(rgb.shape[1] * scale)), max(1, round(rgb.shape[0] * scale)))
         rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
-    _, data = cv2.imencode(".jpg", to_srgb(rgb, profile)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])
+    rgb = np.asarray(to_srgb(Image.fromarray(rgb), profile))
+    _, data = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
 
 

@@ -106,16 +106,15 @@ def summary_lines(
 class MadeWith:
     """made_with.json of a results folder: the weights, network and settings that its images were derained with.
 
-    answer: as inference.answer_of gives it, so that images of a network that was edited since are not kept.
+    content: those. Of the network it has what inference.answer_of gives, so that images of one that was edited since
+    are not kept.
 
     It is written before the first image, and only when it changes, so any newer output was made with these settings.
     Raises InputError if the folder has files but neither this one nor results.json: they are not ours.
     """
 
-    def __init__(self, folder: Path, checksum: str, answer: str, precision: str, *settings: object) -> None:
+    def __init__(self, folder: Path, content: Mapping[str, Any]) -> None:
         self.path = folder / "made_with.json"
-        content = {"weights_sha256": checksum, "network": answer, "precision": precision}
-        content["settings"] = " ".join(map(str, settings))
         others = [p for p in folder.iterdir() if p.name[0] != "."] if folder.is_dir() else []
         if others and not (self.path.exists() or (folder / "results.json").exists()):
             raise InputError(
@@ -165,10 +164,7 @@ def output_paths(
         folder / ((path.stem if stems[folder, path.stem.casefold()] == 1 else path.name) + ending)
         for folder, path in zip(folders, rainy, strict=True)
     ]
-    first: dict[str, Path] = {}
-    for name, path in zip(names, rainy, strict=True):
-        if (other := first.setdefault(str(name).casefold(), path)) is not path:
-            raise InputError(f"{other} and {path}: would both become {name}; derain them in two calls")
+    refuse_same_names(rainy, names, "derain them in two calls")
     rain = "rain"
     while any(name.parts[0].casefold() == rain for name in names):
         rain += "_"
@@ -176,6 +172,14 @@ def output_paths(
     clean = [item.clean for item in inputs if isinstance(item, Pair)]
     refuse_replacing([*(save_path / name for name in names), *filter(None, removed)], [*rainy, *clean])
     return [OutputPaths(name.as_posix(), save_path / name, r) for name, r in zip(names, removed, strict=True)]
+
+
+def refuse_same_names(paths: Sequence[Path], names: Iterable[Path | str], fix: str) -> None:
+    """Raise InputError if two paths would have one name, also where capitals make no difference."""
+    first: dict[str, Path] = {}
+    for path, name in zip(paths, names, strict=True):
+        if (other := first.setdefault(str(name).casefold(), path)) is not path:
+            raise InputError(f"{other} and {path}: would both become {name}; {fix}")
 
 
 def refuse_replacing(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:

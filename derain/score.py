@@ -89,9 +89,10 @@ def score_methods(settings: Settings) -> None:
     for target, scored in results:
         folder = settings.out if len(results) == 1 else settings.out / target.folder
         if settings.figure is not None:
-            save_figure(folder, figure_of(target, scored, settings.figure, settings.crop, settings.errors))
+            how = settings.figure, settings.crop, settings.errors
+            save_figure(folder, figure_of(target, scored, protocols[0], *how))
         if settings.page:
-            write_page(folder, target, scored)
+            write_page(folder, target, scored, protocols[0])
             say(f"{folder / 'index.html'}: written")
 
 
@@ -248,15 +249,19 @@ def listed(names: Sequence[str]) -> str:
 
 
 def figure_of(
-    target: Target, scored: Sequence[Scored], names: Sequence[str], crop: tuple[int, ...] | None, errors: bool
+    target: Target,
+    scored: Sequence[Scored],
+    protocol: str,
+    names: Sequence[str],
+    crop: tuple[int, ...] | None,
+    errors: bool,
 ) -> figure.Sheet:
-    """Return a figure of the images in `names`, or of the three where the methods differ most.
+    """Return a figure of the images in `names`, or of the three whose PSNRs under a protocol differ most.
 
     Raises InputError for a name that no image has, or a crop that lies outside an image.
     """
     methods = [method for method in scored if method.name != INPUT]
     pairs = {pair.key: pair for pair in target.pairs if pair.key in methods[0].rows}
-    protocol = next(iter(next(iter(methods[0].rows.values()))))
     keys = []
     for name in names:
         found = [k for k, p in pairs.items() if name in (k, p.rainy.name, p.rainy.stem, p.clean.name, p.clean.stem)]
@@ -275,10 +280,7 @@ def figure_of(
         pair = pairs[key]
         rainy, clean = read_rgb(pair.rainy), read_rgb(pair.clean)
         rows.append(figure.Row(f"{target.label}, {pair.rainy.name}", rainy, first, clean, images))
-    try:
-        return figure.sheet_of(rows, crop, errors)
-    except ValueError as error:
-        raise InputError(f"--crop {' '.join(map(str, crop or ()))}: {error}; choose a place within it") from error
+    return figure.requested_sheet(rows, crop, errors)
 
 
 def save_figure(folder: Path, sheet: figure.Sheet) -> None:
@@ -292,9 +294,8 @@ def save_figure(folder: Path, sheet: figure.Sheet) -> None:
         say(f"{folder / 'figure.pdf'}: not drawn; pip install matplotlib")
 
 
-def write_page(folder: Path, target: Target, scored: list[Scored]) -> None:
-    """Write index.html: scores under the first protocol, and every image in the versions of all methods."""
-    protocol = next(iter(next(iter(scored[0].rows.values()))))
+def write_page(folder: Path, target: Target, scored: list[Scored], protocol: str) -> None:
+    """Write index.html: scores under one protocol, and every image in the versions of all methods."""
     methods = [method for method in scored if method.name != INPUT]
     pairs = [pair for pair in target.pairs if pair.key in scored[0].rows]
     rainy = scored[0].name == INPUT

@@ -186,8 +186,9 @@ def load_data(
             f"synthetic rain (python -m derain.data.synthesize --rain {settings.rain} --out {synthetic}) and add "
             f"--data_path {synthetic}"
         )
-    folders = settings.data_path, settings.clean_dir
-    packed = processes.main_process_first(lambda: prepare(folders[0], settings.strict, clean_dir=folders[1]))
+    packed = processes.main_process_first(
+        lambda: prepare(settings.data_path, settings.strict, clean_dir=settings.clean_dir)
+    )
     size = settings.parsed_stages()[0].size if settings.stages else settings.patch_size
 
     def read(pairs: Sequence[int] | None = None) -> DerainDataset:

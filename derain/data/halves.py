@@ -16,6 +16,7 @@ from derain.cli import check_folder, run_script, setting
 from derain.data.pairs import images_in
 from derain.image_output import write_image
 from derain.images import DecodedImage, read_rgb
+from derain.results import refuse_same_names
 from utils import InputError
 
 
@@ -36,10 +37,7 @@ def cut(settings: Settings) -> None:
     if settings.out.exists() and any(settings.out.iterdir()):
         raise InputError(f"{settings.out}: is not empty; choose another --out")
     paths, clean = images_in(settings.folder[0]), settings.clean
-    first: dict[str, Path] = {}
-    for path in paths:
-        if (other := first.setdefault(path.stem.casefold(), path)) is not path:
-            raise InputError(f"{other} and {path}: would both become {path.stem}.png; rename one")
+    refuse_same_names(paths, [f"{path.stem}.png" for path in paths], "rename one")
     images = {path: read_rgb(path) for path in paths}
     for path, image in images.items():
         if image.shape[1] % 2:
@@ -50,10 +48,9 @@ def cut(settings: Settings) -> None:
         if 0.1 < darker < 0.9:
             raise InputError(f"{settings.folder[0]}: neither half is always darker; say --clean left or --clean right")
         clean = "left" if darker > 0.5 else "right"
-    for path, (left, right) in halves.items():
-        for side, image in zip(
-            ("clean", "rainy") if clean == "left" else ("rainy", "clean"), (left, right), strict=True
-        ):
+    sides = ("clean", "rainy") if clean == "left" else ("rainy", "clean")
+    for path, both in halves.items():
+        for side, image in zip(sides, both, strict=True):
             write_image(settings.out / side / f"{path.stem}.png", DecodedImage(np.ascontiguousarray(image)))
     print(f"{settings.out}: {len(halves)} pairs, clean images from the {clean} half")
 
