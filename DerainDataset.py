@@ -25,6 +25,7 @@ import torch
 from scipy.cluster.hierarchy import DisjointSet
 from torch.utils.data import Dataset
 
+from derain.cli import check_folder
 from derain.data.pairs import Pair, find_pairs, read_pair, strict_raintrainh
 from utils import InputError, write_atomically
 
@@ -39,10 +40,13 @@ DAMAGED = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeErro
 # ---------------------------------------------------------------- packing
 
 
-def prepare(folder: Path, strict: bool = False, log: Any = print, clean_dir: Path | None = None) -> Path:
+def prepare(
+    folder: Path, strict: bool = False, log: Any = print, clean_dir: Path | None = None, cache: Path | None = None
+) -> Path:
     """Pack a folder of pairs into one HDF5 file, or find that it is packed already, and return its path.
 
-    The file has the folder's name with .h5, beside the folder, or in the user's cache if that place is read-only.
+    The file has the folder's name with .h5, beside the folder, or in the user's cache if that place is read-only;
+    cache: another folder for it.
     strict applies RainTrainH's rule (see strict_raintrainh); if that leaves pairs out, the name ends in .strict.h5.
     The file records its sources' names, sizes and times and is rebuilt when they change, or when it is cut off or
     damaged. It is written under a temporary name and renamed, so it is complete or not there at all. clean_dir: as
@@ -57,15 +61,15 @@ def prepare(folder: Path, strict: bool = False, log: Any = print, clean_dir: Pat
         log(sentence)
         pairs, ending = kept, ".h5" if len(kept) == len(pairs) else ".strict.h5"
     named = folder if folder.name.strip(".") else folder.resolve()  # '.' and '..' have no name of their own
-    path = packed_file(named, ending)
-    if path.parent.resolve() != named.parent.resolve():
-        log(f"{named.parent}: cannot be written; packing into {path}")
     sources = json.dumps([_describe(file, folder) for pair in pairs for file in (pair.rainy, pair.clean)])
-    if path.exists():
+    places = packed_files(named, ending, cache)
+    for path in filter(Path.exists, places):
         problem = _why_rebuild(path, sources)
         if problem is None:
             return path
         log(f"{path}: {problem}; packing again")
+    path = next((path for path in places if os.access(path.parent, os.W_OK)), places[-1])
+    check_folder(path.parent, "--cache")
     log(f"packing {len(pairs)} pairs of {folder} into {path}")
     began = time.monotonic()
     content = io.BytesIO()  # on a full disk HDF5 itself would crash
@@ -76,14 +80,15 @@ def prepare(folder: Path, strict: bool = False, log: Any = print, clean_dir: Pat
     return path
 
 
-def packed_file(folder: Path, ending: str) -> Path:
-    """Return where a folder's packed file goes: beside the folder, or into the user's cache if that is read-only."""
-    beside = folder.with_name(folder.name + ending)
-    if beside.exists() or os.access(beside.parent, os.W_OK):
-        return beside
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dargnet"
-    place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:8]  # folders of one name differ by their place
-    return cache / f"{folder.name}-{place}{ending}"
+def packed_files(folder: Path, ending: str, cache: Path | None = None) -> list[Path]:
+    """Return where a folder's packed file may be, best first: in `cache`, or beside the folder or in the user's cache.
+
+    In a cache, folders of one name differ by their place.
+    """
+    place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:8]
+    users = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "dargnet"  # noqa: PTH111
+    cached = (cache or users) / f"{folder.name}-{place}{ending}"
+    return [cached] if cache else [folder.with_name(folder.name + ending), cached]
 
 
 def _describe(file: Path, folder: Path) -> list[Any]:

@@ -1,0 +1,28 @@
+"""Everything that runs but the scripts, with the four modules beside this folder.
+
+A program with other modules of their names keeps them: derain is imported at once with ours, then theirs come back.
+"""
+
+import importlib.machinery
+import pkgutil
+import sys
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a module is the one beside this folder: as it is imported already, or would be."""
+    spec = sys.modules[name].__spec__ if name in sys.modules else importlib.machinery.PathFinder.find_spec(name)
+    return spec is not None and Path(spec.origin or "").resolve().parent == _ROOT
+
+
+if _others := [name for name in ("networks", "utils", "SSIM", "DerainDataset") if not _is_ours(name)]:
+    _theirs = {name: sys.modules.pop(name) for name in _others if name in sys.modules}
+    sys.path.insert(0, str(_ROOT))
+    for _module in pkgutil.walk_packages(__path__, "derain."):
+        importlib.import_module(_module.name)
+    sys.path.remove(str(_ROOT))
+    for _name in _others:
+        del sys.modules[_name]
+    sys.modules.update(_theirs)

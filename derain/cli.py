@@ -12,7 +12,7 @@ import threading
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from utils import InputError, keep_freed_memory, usable_cpus
 def run_script(run: Callable[[Any], None], settings: Any, doc: str) -> None:
     """Change `settings` by the command line, call `run` with them, and end with the right exit status.
 
-    An error that the user can fix prints one line to stderr and exits with status 2, Ctrl-C with 130 (but
-    training saves its state and exits with 0); a traceback means a bug.
+    An error that the user can fix prints one line to stderr and exits with status 2, Ctrl-C with 130; a traceback
+    means a bug.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -33,22 +33,25 @@ def run_script(run: Callable[[Any], None], settings: Any, doc: str) -> None:
     chosen = parse_settings(settings, doc)
     keep_freed_memory()
     torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
-    try:
-        with redirect_stdout(Unbroken(sys.stdout)):  # type: ignore[type-var]
+    with redirect_stdout(Unbroken(sys.stdout)), redirect_stderr(Unbroken(sys.stderr)):  # type: ignore[type-var]
+        try:
             run(chosen)
-    except (InputError, OSError) as error:
-        print(f"error: {error if isinstance(error, InputError) else explained(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        except (InputError, OSError) as error:
+            print(f"error: {error if isinstance(error, InputError) else explained(error)}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise SystemExit(130) from None
 
 
 class Unbroken:
-    """A stream whose reader may leave, such as `head`: the work goes on, and what is printed goes nowhere."""
+    """A stream whose reader may leave, such as `head`: the work goes on, and what is printed goes nowhere.
+
+    stream: None if the process was started with it closed.
+    """
 
     def __init__(self, stream: Any) -> None:
-        self.stream = stream
+        self.stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115, for the process's life
 
     def write(self, text: str) -> int:
         return self._unbroken(lambda: self.stream.write(text)) or len(text)
@@ -59,7 +62,9 @@ class Unbroken:
     def _unbroken(self, call: Callable[[], Any]) -> Any:
         try:
             return call()
-        except BrokenPipeError:
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EINVAL):  # the second is Windows's
+                raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
             return None
 
@@ -76,19 +81,34 @@ def explained(error: OSError) -> str:
     return f"{name}{error.strerror or error}{fixes.get(error.errno, '')}"
 
 
-REQUEUE = getattr(signal, "SIGUSR1", -1)  # what a cluster sends some time before it ends a job
+class Progress:
+    """Shows lines of progress: one below the other, in a notebook each in place of the one before."""
+
+    def __init__(self) -> None:
+        self.shown = None
+        if type(sys.stdout).__module__.startswith("ipykernel"):
+            from IPython.display import display
+
+            self.shown = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def show(self, line: str) -> None:
+        if self.shown is None:
+            print(line, flush=True)
+        else:
+            self.shown.update({"text/plain": line}, raw=True)
 
 
 @contextmanager
 def interrupts_noted() -> Iterator[Callable[[], int]]:
     """Within this context Ctrl-C, SIGTERM and SIGUSR1 are only noted; the yielded function returns the last, or 0.
 
+    Clusters send SIGUSR1 some time before they end a job; Windows has none.
     Outside the main thread, where Python allows no signal handlers, nothing is changed.
     """
     noted: list[int] = []
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        numbers = [signal.SIGINT, signal.SIGTERM, *([REQUEUE] if REQUEUE > 0 else [])]
+        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
         before = {number: signal.signal(number, lambda number, _: noted.append(number)) for number in numbers}
     try:
         yield lambda: noted[-1] if noted else 0

@@ -19,21 +19,13 @@ import cv2
 import numpy as np
 
 from derain import figure, page
-from derain.cli import check_folder
+from derain.cli import Progress, check_folder
 from derain.data.pairs import Pair, rainy_file, read_pair
 from derain.image_output import like, visible, write_image
 from derain.images import DecodedImage, read_image
 from derain.inference import Loader, derain_image, open_network, parse_tile, weights_file
 from derain.inputs import EvalSettings, Images, collect
-from derain.results import (
-    MadeWith,
-    OutputPaths,
-    identical,
-    refuse_replacing,
-    summary_lines,
-    table,
-    write_results,
-)
+from derain.results import MadeWith, OutputPaths, identical, refuse_replacing, summary_lines, table, write_results
 from derain.test_sets import TestSet
 from derain.video import derain_video, is_video
 from networks import load_network
@@ -85,7 +77,7 @@ def evaluate(settings: EvalSettings, test_set: TestSet | None = None, load: Load
     made, how = MadeWith(images.save_path, made_with), f"{device} {precision}"
     print(f"{images.label}: {len(images.inputs)} images of {images.source}, weights {weights}, {how}", flush=True)
 
-    rows, thumbnails, errors, began = [], {}, [], time.monotonic()
+    rows, thumbnails, errors, began, progress = [], {}, [], time.monotonic(), Progress()
     for outcome in derain_all(images, derain, made if settings.skip_existing else None, settings.page):
         if outcome.row is None:
             if test_set is not None:
@@ -98,7 +90,7 @@ def evaluate(settings: EvalSettings, test_set: TestSet | None = None, load: Load
             thumbnails[outcome.row["image"]] = outcome.thumbnails
         done, total = len(rows) + len(errors), len(images.inputs)
         left = f", {seconds_left(began, done, total)}" if done < total else ""
-        print(f"[{done}/{total}] {line_of(outcome.row)}{left}", flush=True)
+        progress.show(f"[{done}/{total}] {line_of(outcome.row)}{left}")
     if rows:
         about: dict[str, Any] = {"weights": {"path": weights, "sha256": checksum}}
         about |= {"settings": dataclasses.asdict(settings), "errors": errors, "environment": environment(device)}
@@ -131,18 +123,8 @@ def derain_all(
                     if isinstance(item, Path):  # a test set's images are scored as the network made them
                         derained = like(rainy, derained).rgb
                     milliseconds = round(1000 * (time.perf_counter() - began), 1)
-                arguments = (
-                    images.label,
-                    item,
-                    paths,
-                    rainy,
-                    clean,
-                    derained,
-                    milliseconds,
-                    i in on_page,
-                    images.quality,
-                )
-                waiting.append(pool.submit(write_and_measure, *arguments))
+                done = (item, paths, rainy, clean, derained, milliseconds)
+                waiting.append(pool.submit(write_and_measure, images.label, *done, i in on_page, images.quality))
             except InputError as error:
                 waiting.append(Future())
                 waiting[-1].set_exception(error)

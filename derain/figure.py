@@ -196,11 +196,6 @@ def requested_sheet(rows: Sequence[Row], crop: Sequence[int] | None, errors: boo
         raise InputError(f"--crop {' '.join(map(str, crop or ()))}: {error}; choose a place within it") from error
 
 
-def montage(rows: Sequence[Row], crop: tuple[int, ...] | None = None) -> np.ndarray:
-    """Return the figure of sheet_of as an image, (height, width, 3) uint8 RGB."""
-    return sheet_of(rows, crop).drawn()
-
-
 def _difference(image: np.ndarray, other: np.ndarray, gain: int) -> np.ndarray:
     return cv2.convertScaleAbs(cv2.absdiff(image, other), alpha=gain)  # cut off at 255
 

@@ -213,7 +213,7 @@ class Meter:
         self.shown = time.monotonic()
         return True
 
-    def line(self, training: Training, epochs: int) -> str:
+    def line(self, training: Training) -> str:
         means, last = self.means(), training.last_step
         left = "?" if math.isinf(last) else f"{(last - training.step) * self.seconds_per_step() / 60:.0f}"
         total = "?" if math.isinf(last) else last

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from derain.checkpoint import RunFolder
-from derain.cli import REQUEUE, check_folder, interrupts_noted, setting, text_to_paths
+from derain.cli import Progress, check_folder, interrupts_noted, setting, text_to_paths
 from derain.distributed import Processes
 from derain.inference import DTYPES, derain_image, load_weights
 from derain.optimized import optimize, speed_up
@@ -89,6 +89,9 @@ class TrainSettings:
     )
     deterministic: bool = setting(False, "use deterministic GPU kernels (slower); CPU kernels always are")
     seed: int = setting(0, "seed of everything random")
+    cache: Path | None = setting(
+        None, "folder for the packed file (default: beside the data, or the user's cache if that place is read-only)"
+    )
     resume: str = setting(
         "auto",
         "auto: continue save_path's training state, if any; never: refuse to; force: with changed settings",
@@ -99,7 +102,7 @@ class TrainSettings:
     rain: str = "heavy"  # the kind of synthetic rain nearest to the data set, for the message when it is missing
 
     # These may change when a run is resumed; its length may, too, but only under the multistep schedule.
-    FREE = ("save_path", "validate_every", "recipe", "device", "resume", "save_minutes")
+    FREE = ("save_path", "validate_every", "recipe", "device", "resume", "save_minutes", "cache")
     LENGTH = ("epochs", "max_steps", "minutes")
 
     def __post_init__(self) -> None:
@@ -153,7 +156,8 @@ def train(
     TensorBoard's files.
 
     Raises InputError for invalid settings, for anything wrong with the images or the run's folder, and for
-    a loss that is not finite.
+    a loss that is not finite. Interrupted, it saves and raises: KeyboardInterrupt after Ctrl-C, SystemExit with
+    status 75 after SIGTERM or SIGUSR1, for a cluster to requeue the job.
     """
     check_settings(settings)
     check_folder(settings.save_path)
@@ -187,7 +191,7 @@ def load_data(
             f"--data_path {synthetic}"
         )
     packed = processes.main_process_first(
-        lambda: prepare(settings.data_path, settings.strict, clean_dir=settings.clean_dir)
+        lambda: prepare(settings.data_path, settings.strict, clean_dir=settings.clean_dir, cache=settings.cache)
     )
     size = settings.parsed_stages()[0].size if settings.stages else settings.patch_size
 
@@ -200,7 +204,8 @@ def load_data(
         return read(chosen), read(held_out)
     if settings.validation_path:
         path = settings.validation_path
-        validation = dataset(processes.main_process_first(lambda: prepare(path)), 1, 2**31)
+        packed_too = processes.main_process_first(lambda: prepare(path, cache=settings.cache))
+        validation = dataset(packed_too, 1, 2**31)
         chosen = data.unshared_pairs(validation)
         if left_out := len(data.pairs) - len(chosen):
             processes.say(f"{left_out} of {len(data.pairs)} pairs left out: {path} shows their backgrounds")
@@ -252,6 +257,7 @@ def run_steps(
     per_epoch = training.patches.steps_per_epoch
     validate_every = settings.validate_every or per_epoch
     meter, guard, saved = Meter(training.step), DivergenceGuard(training), time.monotonic()
+    progress = Progress()
     with interrupts_noted() as interrupted:
         while training.step < training.last_step:
             values, stop = training.take_step(data, interrupted)
@@ -263,7 +269,8 @@ def run_steps(
             step, last = training.step, training.step == training.last_step
             epoch, epoch_is_over = math.ceil(step / per_epoch), step % per_epoch == 0
             if meter.is_due() or last:
-                processes.say(meter.line(training, settings.epochs))
+                if processes.is_main:
+                    progress.show(meter.line(training))
                 folder.show(step, {f"batch/{k}": v for k, v in values.items()} | {"lr": training.rate})
             if validation is not None and processes.is_main and (step % validate_every == 0 or last):
                 scores, images = validate(training.network, validation, training.precision)
@@ -279,9 +286,7 @@ def run_steps(
                 saved = time.monotonic()
             if stop and not last:
                 processes.say(f"interrupted at step {step}; the same command resumes here")
-                if interrupted() == REQUEUE:
-                    raise SystemExit(os.EX_TEMPFAIL)
-                return
+                raise KeyboardInterrupt if interrupted() == signal.SIGINT else SystemExit(75)  # os.EX_TEMPFAIL
     folder.close()
     processes.say(f"done after {meter.minutes():.1f} minutes: {settings.save_path / 'net_latest.pth'}")
 

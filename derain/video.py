@@ -225,7 +225,10 @@ def _add_streams(source: Path, reader: Any, writer: Any, first: Any, codec: str,
     known = first.colorspace in MATRICES  # RGB, for one, is not
     context.colorspace, context.color_range = (first.colorspace, first.color_range) if known else (BT709, LIMITED)
     context.color_primaries, context.color_trc = video.codec_context.color_primaries, video.codec_context.color_trc
-    writer.metadata.update({tag: text for tag, text in reader.metadata.items() if tag not in CONTAINER_TAGS})
+    tags = {tag: text for tag, text in reader.metadata.items() if tag not in CONTAINER_TAGS}
+    if "creation_time" in tags:
+        tags["creation_time"] = tags["creation_time"].split(";")[0]  # FFmpeg 9 finds it in two places
+    writer.metadata.update(tags)
     for stream, copy in sound.items():
         copy.metadata.update(stream.metadata)  # its language
     if others := [stream.type for stream in reader.streams if stream is not video and stream not in sound]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from derain.cli import run_script, setting
 from derain.data.synthesize import KINDS, add_rain, free_photographs, rain_layer
-from derain.figure import Row, crop_place, montage, save
+from derain.figure import Row, crop_place, save, sheet_of
 from derain.inference import derain
 from derain.optimized import optimize
 from networks import load_network, receptive_field_radius
@@ -70,7 +70,7 @@ def walk(settings: Settings) -> None:
     row = Row(f"{settings.photo}, synthetic {settings.rain} rain", rainy, derained, clean)
     x, y, w, h = crop_place(row)
     here = psnr_y(derained[y : y + h, x : x + w], clean[y : y + h, x : x + w])
-    save(settings.out, montage([row]))
+    save(settings.out, sheet_of([row]).drawn())
     print(f"6. figure      {settings.out}; {here:.2f} dB (Y) within its crop, {after['psnr_y']:.2f} dB on the whole")
 
 

@@ -256,13 +256,34 @@ def test_a_read_only_place_is_packed_into_the_cache(tmp_path: Path, monkeypatch:
     files = [prepare(folder, log=lines.append) for folder in folders]
     assert len({*files}) == 2
     assert all(file.parent == tmp_path / "cache/dargnet" for file in files)
-    assert lines[0] == f"{tmp_path / 'a'}: cannot be written; packing into {files[0]}"
+    assert lines[0] == f"packing 2 pairs of {folders[0]} into {files[0]}"
     for file, number in zip(files, (1, 5), strict=True):
         rainy, _ = DerainDataset(file, 16, 64)[0]
         assert np.array_equal(np.round(rainy.permute(1, 2, 0).numpy() * 255), scene(number)[0][:16, :16])
     lines.clear()
     assert prepare(folders[0], log=lines.append) == files[0]
-    assert not any("packing 2" in line for line in lines)  # packed once
+    assert lines == []  # packed once
+    assert prepare(folders[0], log=quiet, cache=tmp_path / "c/d").parent == tmp_path / "c/d"
+    (tmp_path / "a/pairs.h5").write_bytes(files[1].read_bytes())  # one that came with the data, of other images
+    assert prepare(folders[0], log=lines.append) == files[0]
+    assert lines == [f"{tmp_path / 'a/pairs.h5'}: the images changed since; packing again"]
+
+
+def test_each_image_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set on a slow network share is read while it is packed, and never again."""
+    folder, read, paths = write_pairs(tmp_path / "pairs", 3), Path.read_bytes, []
+    monkeypatch.setattr(Path, "read_bytes", lambda path: paths.append(path) or read(path))
+    cache = tmp_path / "cache"
+    assert len(DerainDataset(prepare(folder, log=quiet, cache=cache), 16, 64)) == 3
+    assert sorted(paths) == sorted(folder.rglob("*.png"))
+    prepare(folder, log=quiet, cache=cache)
+    assert len(paths) == 6
+
+
+def test_a_cache_that_cannot_be_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file is not a folder; choose another --cache"):
+        prepare(write_pairs(tmp_path / "pairs", 1), log=quiet, cache=tmp_path / "file/cache")
 
 
 def test_packed_files_need_no_locks(tmp_path: Path) -> None:

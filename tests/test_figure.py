@@ -19,7 +19,7 @@ from conftest import ROOT, scene, write, write_pairs
 from PIL import Image
 
 from derain import figure
-from derain.figure import Row, crop_place, montage, sheet_of
+from derain.figure import Row, crop_place, sheet_of
 from derain.images import read_rgb
 from networks import DARGNet
 from SSIM import ssim_y
@@ -33,6 +33,11 @@ def weights(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     torch.save(DARGNet(channels=4, groups=1).state_dict(), tmp_path / "tiny.pth")
     return tmp_path / "tiny.pth"
+
+
+def montage(rows: list[Row], crop: tuple[int, ...] | None = None) -> np.ndarray:
+    """The figure of these rows, as PNG shows it."""
+    return sheet_of(rows, crop).drawn()
 
 
 def row(seed: int, height: int = 250, width: int = 300, clean: bool = True) -> Row:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -552,6 +553,37 @@ def test_results_never_replace_their_inputs(inline: Command, tmp_path: Path, wei
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
+@pytest.mark.slow
+def test_nothing_needs_more_than_windows_has(tmp_path: Path, weights: Path) -> None:
+    """Training and testing without POSIX's modules, functions and signals, and with processes started by spawn."""
+    write_pairs(tmp_path / "pairs", 2)
+    code = f"""
+import multiprocessing, os, runpy, signal, sys
+import cv2, h5py, scipy.cluster.hierarchy, tensorboardX, tifffile, torch, torchvision
+for name in ("fcntl", "grp", "posix", "pwd", "resource", "termios"):
+    sys.modules[name] = None
+for owner, names in (
+    (os, "EX_TEMPFAIL chown fchmod fork geteuid getpgid getuid killpg mkfifo sched_getaffinity statvfs sync"),
+    (signal, "SIGHUP SIGKILL SIGPIPE SIGUSR1 SIGXFSZ"),
+):
+    for name in names.split():
+        if hasattr(owner, name):
+            delattr(owner, name)
+multiprocessing.set_start_method("spawn")
+sys.path.insert(0, {str(ROOT)!r})
+for script, *arguments in (
+    ("train_rain100L.py", "--data_path", "pairs", "--save_path", "run", *{TINY_TRAINING!r}),
+    ("test_Rain12.py", "--data_path", "pairs", "--logdir", "run", "--save_path", "out", "--figure", "--show_rain"),
+):
+    sys.argv = [script, *arguments]
+    runpy.run_path(os.path.join({str(ROOT)!r}, script), run_name="__main__")
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert len(list((tmp_path / "out").glob("rain-*.png"))) == 2
+
+
 def test_a_file_name_that_is_no_text(inline: Command, tmp_path: Path, weights: Path) -> None:
     """As unpacked from archives of other encodings."""
     (tmp_path / "photos").mkdir()

@@ -75,7 +75,7 @@ def log(settings: TrainSettings) -> list[dict]:
     return [json.loads(line) for line in (settings.save_path / "log.jsonl").read_text().splitlines()]
 
 
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> None:
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGINT) -> None:
     """Send this process a signal while it takes a step (counted from 0)."""
     original = Training.set_learning_rate
 
@@ -134,18 +134,20 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     whole = train(settings, max_steps=14, save_path=tmp_path / "whole", **options)
     with monkeypatch.context() as patch:
         interrupt_at(patch, 10)
-        train(settings, max_steps=14, **options)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings, max_steps=14, **options)
     assert torch.load(settings.save_path / "state_latest.pth", weights_only=True)["step"] == 11
     assert same(train(settings, max_steps=14, **options), whole)
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_a_run_that_a_cluster_ends_asks_to_be_queued_again(
-    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """SIGUSR1 saves and ends with 75, for `scontrol requeue`; the run then resumes bit for bit."""
+    """It saves and ends with 75, for `scontrol requeue`; the run then resumes bit for bit."""
     whole = train(settings, save_path=tmp_path / "whole")
     with monkeypatch.context() as patch:
-        interrupt_at(patch, 1, signal.SIGUSR1)
+        interrupt_at(patch, 1, getattr(signal, name))
         with pytest.raises(SystemExit) as caught:
             train(settings)
     assert caught.value.code == 75
@@ -177,16 +179,42 @@ def test_a_run_in_a_thread_and_twice(settings: TrainSettings, tmp_path: Path) ->
     assert same(*found)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("loaded", [True, False])
+def test_in_a_program_with_modules_of_the_same_names(tmp_path: Path, loaded: bool) -> None:
+    """Ours are used here and theirs there, whichever were imported first; `datasets` is a package that many have."""
+    write_pairs(tmp_path / "pairs", 2)
+    for name in ("networks", "utils", "SSIM", "datasets"):
+        (tmp_path / f"{name}.py").write_text(f"name = 'their {name}'\n")
+    theirs = "import networks, utils, SSIM, datasets\n"
+    (tmp_path / "main.py").write_text(
+        f"import sys\nsys.path.append({str(ROOT)!r})\n{theirs * loaded}"
+        "import torch\n"
+        "from derain.evaluate import EvalSettings, evaluate\n"
+        "from derain.train import TrainSettings, train\n"
+        "settings = TrainSettings(data_path='pairs', save_path='run', patch_size=32, max_steps=1, device='cpu')\n"
+        "train(settings, torch.nn.Conv2d(3, 3, 3, padding=1))\n"
+        "evaluate(EvalSettings(data_path='pairs/rainy', save_path='out', device='cpu'))\n"
+        f"{theirs}print(networks.name, utils.name, SSIM.name, datasets.name, sep=', ')\n"
+    )
+    result = subprocess.run([sys.executable, "main.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("their networks, their utils, their SSIM, their datasets\n")
+    assert (tmp_path / "run/net_latest.pth").exists() and (tmp_path / "out/rain-001.png").exists()
+
+
 def test_an_interrupt_at_an_epochs_end_loses_nothing(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupt_at(monkeypatch, 8)  # the ninth and last step of the first epoch
-    train(settings, epochs=2, max_steps=None)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, epochs=2, max_steps=None)
     assert (settings.save_path / "net_epoch1.pth").exists()
     assert [line["epoch"] for line in log(settings) if "loss" in line] == [1]
 
 
 @pytest.mark.slow
-def test_a_real_run_saves_when_interrupted(tmp_path: Path) -> None:
-    """The real command, SIGTERM after its first lines, and the same command again."""
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_real_run_saves_when_interrupted(tmp_path: Path, number: int, status: int) -> None:
+    """The real command, a signal after its first lines, and the same command again."""
     write_pairs(tmp_path / "pairs", 2)
     arguments = ("--data_path", "pairs", "--save_path", "run", "--patch_size", "32", "--stride", "16", "--groups", "1")
     arguments += ("--batch_size", "2", "--device", "cpu", "--max_steps")
@@ -196,10 +224,10 @@ def test_a_real_run_saves_when_interrupted(tmp_path: Path) -> None:
     )
     for line in process.stdout:
         if line.startswith("step 1/"):
-            os.killpg(process.pid, signal.SIGTERM)
+            os.killpg(process.pid, number)
             break
     rest, _ = process.communicate(timeout=100)
-    assert process.returncode == 0
+    assert process.returncode == status
     assert "the same command resumes here" in rest
     step = torch.load(tmp_path / "run/state_latest.pth", weights_only=True)["step"]
     assert 1 <= step < 1000
@@ -450,7 +478,8 @@ def test_minutes_fix_the_number_of_steps(
 
     with monkeypatch.context() as patch:
         interrupt_at(patch, 40)
-        train(settings, **options, save_path=tmp_path / "interrupted")
+        with pytest.raises(KeyboardInterrupt):
+            train(settings, **options, save_path=tmp_path / "interrupted")
     state = torch.load(tmp_path / "interrupted/state_latest.pth", weights_only=True)
     Clock(monkeypatch, lambda side: 1.0)  # the machine is faster afterwards: the number of steps stays
     train(settings, **options, save_path=tmp_path / "interrupted")
@@ -607,7 +636,8 @@ def test_a_network_of_ones_own_trains_validates_and_resumes(
     whole = train(settings, build(), **options, save_path=tmp_path / "whole")
     with monkeypatch.context() as patch:
         interrupt_at(patch, 5)
-        train(settings, build(), **options)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings, build(), **options)
     assert same(train(settings, build(), **options), whole)
     OwnNetwork().load_state_dict(whole)
 

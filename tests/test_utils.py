@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import json
 import math
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import cv2
@@ -18,7 +20,7 @@ import torch
 from conftest import ROOT, scene, write, write_pairs
 
 import utils
-from derain.cli import explained, parse_settings, run_script, setting
+from derain.cli import Progress, explained, parse_settings, run_script, setting
 from derain.evaluate import EvalSettings
 from derain.image_output import write_image
 from derain.images import DecodedImage, read_image, read_rgb
@@ -354,13 +356,41 @@ def test_without_control_groups_nothing_is_limited(tmp_path: Path, monkeypatch: 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no head there")
 def test_a_reader_that_leaves_stops_nothing(tmp_path: Path) -> None:
-    """`| head -1`: all results are there, status 0, and no word of a broken pipe."""
+    """`| head -1`, also of the errors, or no output at all: the results are there, and no word of a broken pipe."""
     write_pairs(tmp_path / "pairs", 3)
+    (tmp_path / "pairs/rainy/rain-002.png").write_bytes(b"damaged")
     torch.save(DARGNet(channels=4, groups=1).state_dict(), tmp_path / "net.pth")
-    script = f"{sys.executable} -u {ROOT / 'test_Rain12.py'} --data_path pairs --logdir net.pth --save_path out"
-    command = ["bash", "-c", f"{script} | head -n 1; exit ${{PIPESTATUS[0]}}"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert len(result.stdout.splitlines()) == 1
-    assert len(list((tmp_path / "out").glob("rain-*.png"))) == 3
-    assert (tmp_path / "out/results.json").exists() and (tmp_path / "out/index.html").exists()
+    script = f"{sys.executable} -u {ROOT / 'test_real.py'} --data_path pairs/rainy --logdir net.pth --save_path"
+    for i, (ending, lines) in enumerate((("2>&1 | head -n 1", 1), (">&- | cat", 0), (">&- 2>&- | cat", 0))):
+        command = ["bash", "-c", f"{script} {i} {ending}; exit ${{PIPESTATUS[0]}}"]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert result.returncode == 2, result.stderr  # of the damaged image
+        assert "Traceback" not in result.stderr and "pipe" not in result.stderr
+        assert len(result.stdout.splitlines()) == lines
+        assert len(list((tmp_path / str(i)).glob("rain-*.png"))) == 2
+        assert (tmp_path / f"{i}/results.json").exists() and (tmp_path / f"{i}/index.html").exists()
+
+
+def test_progress_in_a_notebook_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shown by IPython, which is stood in for here, into an output that each line replaces."""
+    shown: list[object] = []
+
+    class Display:
+        def update(self, content: dict[str, str], raw: bool) -> None:
+            shown.append((content, raw))
+
+    ipython, stdout = types.ModuleType("IPython.display"), type("OutStream", (io.StringIO,), {})
+    ipython.display = lambda *_, **options: options == {"raw": True, "display_id": True} and Display()
+    stdout.__module__ = "ipykernel.iostream"
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "IPython.display", ipython)
+        patch.setattr(sys, "stdout", stdout())
+        progress = Progress()
+        progress.show("step 1")
+        progress.show("step 2")
+        assert sys.stdout.getvalue() == ""
+    assert shown == [({"text/plain": "step 1"}, True), ({"text/plain": "step 2"}, True)]
+    Progress().show("step 3")
+    assert capsys.readouterr().out == "step 3\n"

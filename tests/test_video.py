@@ -217,7 +217,8 @@ def test_tags_are_kept(tmp_path: Path, suffix: str) -> None:
     tags = {"title": "Rain", "com.android.version": "14", "creation_time": "2020-01-02T03:04:05.000000Z"}
     source = write_images(tmp_path / f"in{suffix}", frames(64, 48), tags=tags)
     with av.open(str(derain_video(source, tmp_path / f"out{suffix}", same))) as reader:
-        found = {name.lower(): text for name, text in reader.metadata.items()}
+        found = {name.lower(): text.split(";")[0] for name, text in reader.metadata.items()}
+        assert suffix == ".mkv" or reader.streams.video[0].metadata["creation_time"] == tags["creation_time"]
     assert found.items() >= tags.items()
 
 
