@@ -18,6 +18,8 @@ from benchmarks import plain_dargnet
 from networks import DARGNet, convert_state_dict
 
 ROOT = Path(__file__).resolve().parent.parent
+# Of commands: any warning is an error, and so in tests/versions.sh, but for the lowest versions' deprecations.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "error")}
 SCRIPTS = (
     *("train_rain100H.py", "train_rain100L.py"),
     *("test_Rain100H.py", "test_Rain100L.py", "test_Rain12.py", "test_real.py"),
@@ -86,8 +88,7 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a script or module of the repository as a user would, in an empty folder; gives its output and status."""
 
     def run(script: str, *arguments: str | Path, timeout: float = 200) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error,ignore::DeprecationWarning"}
-        environment["PYTHONPATH"] = str(ROOT)
+        environment = os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
         return subprocess.run(
             [sys.executable, *([ROOT / script] if script.endswith(".py") else ["-m", script]), *map(str, arguments)],
             cwd=tmp_path,
@@ -143,5 +144,5 @@ def start(script: str, folder: Path, *flags: str, processes: int = 1, restarts: 
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error,ignore::DeprecationWarning"},
+            env=os.environ | ENVIRONMENT,
         )
