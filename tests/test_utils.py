@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import types
@@ -20,6 +22,7 @@ import torch
 from conftest import ROOT, scene, write, write_pairs
 
 import utils
+from derain.checkpoint import lock
 from derain.cli import Progress, explained, parse_settings, run_script, setting
 from derain.evaluate import EvalSettings
 from derain.image_output import write_image
@@ -351,6 +354,44 @@ def test_without_control_groups_nothing_is_limited(tmp_path: Path, monkeypatch: 
         monkeypatch.setattr(utils, "control_groups", lambda c, root=root: [root / "sys/fs/cgroup/job"])
         assert utils.usable_cpus() == 64
         assert utils.free_memory(torch.device("cpu")) > 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EAGAIN])
+def test_file_systems_without_locks_get_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def lockf(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    if number == errno.EAGAIN:
+        with pytest.raises(InputError, match="another process is writing there"):
+            lock(tmp_path / "run/lock")
+    else:
+        lock(tmp_path / "run/lock").close()
+        assert capsys.readouterr().out.count("has no locks; do not start a second run in the folder") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals there")
+def test_a_narrow_terminal_gets_plain_lines(tmp_path: Path) -> None:
+    """No codes that move, colour or erase, in whatever terminal."""
+    write_pairs(tmp_path / "pairs", 2)
+    torch.save(DARGNet(channels=4, groups=1).state_dict(), tmp_path / "net.pth")
+    terminal, end = os.openpty()
+    arguments = ("--data_path", "pairs", "--logdir", "net.pth", "--save_path", "out")
+    environment = os.environ | {"COLUMNS": "10", "TERM": "xterm-256color", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, ROOT / "test_Rain12.py", *arguments]
+    assert subprocess.run(command, cwd=tmp_path, env=environment, stdin=end, stdout=end, stderr=end).returncode == 0
+    os.close(end)
+    printed = b""
+    with contextlib.suppress(OSError):  # which ends it
+        while chunk := os.read(terminal, 4096):
+            printed += chunk
+    assert b"[2/2] rain-002.png" in printed
+    assert not re.search(rb"[^\n -~]", printed.replace(b"\r\n", b"\n"))
 
 
 @pytest.mark.slow
