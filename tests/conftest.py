@@ -19,7 +19,7 @@ from networks import DARGNet, convert_state_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 # Of commands: any warning is an error, and so in tests/versions.sh, but for the lowest versions' deprecations.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "error")}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": os.environ.get("WARNINGS_OF_COMMANDS", "error")}
 SCRIPTS = (
     *("train_rain100H.py", "train_rain100L.py"),
     *("test_Rain100H.py", "test_Rain100L.py", "test_Rain12.py", "test_real.py"),

@@ -13,7 +13,7 @@ for python in "$@"; do
     "$python" -m venv --clear "$environment"
     cat requirements.txt requirements-extra.txt > "$environment/requirements.txt"
     if [ "$packages" = lowest ]; then
-        export PYTHONWARNINGS=error,ignore::DeprecationWarning
+        export WARNINGS_OF_COMMANDS=error,ignore::DeprecationWarning
         sed -i -E 's/>=([0-9.]+)/==\1.*/' "$environment/requirements.txt"
     fi
     "$environment/bin/pip" install --quiet -r "$environment/requirements.txt"
