@@ -8,8 +8,6 @@ size, stride and flips are choices of the run and need no second copy of the dat
 names is in derain/data/pairs.py.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -299,7 +297,7 @@ class DerainDataset(Dataset):
         rainy, clean = self._index[pair]
         return self._images[int(rainy)], self._images[int(clean)]
 
-    def unshared_pairs(self, other: DerainDataset) -> list[int]:
+    def unshared_pairs(self, other: "DerainDataset") -> list[int]:
         """Return the pairs whose background no pair of another data set shows: their clean images share no line.
 
         Raises InputError if there are none.

@@ -9,8 +9,6 @@ SSIM: Z. Wang, A. Bovik, H. Sheikh, E. Simoncelli, "Image quality assessment: fr
 visibility to structural similarity", IEEE TIP 13(4), 2004.
 """
 
-from __future__ import annotations
-
 import math
 
 import cv2

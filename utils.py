@@ -1,7 +1,5 @@
 """Images as numbers, files, devices, seeds. Nothing here knows of DARGNet."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import hashlib

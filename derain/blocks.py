@@ -1,7 +1,5 @@
 """A network, or a part of one, computed in blocks of an image: the same values with less memory."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """The command line: settings as a dataclass, errors in one line, exit statuses."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import errno

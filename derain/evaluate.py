@@ -3,8 +3,6 @@
 An image becomes a row of the table in `write_and_measure`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import sys

@@ -8,8 +8,6 @@ The suffix decides. ONNX takes rainy images (N, 3, H, W), float32 RGB in [0, 1],
 derained ones. Every file is read back and checked against the network on three sizes before it is kept.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import dataclasses

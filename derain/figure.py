@@ -4,8 +4,6 @@ Nothing is interpolated. Whole images keep their pixels, or are enlarged (small 
 whole number; crops are enlarged pixel by pixel from the whole image. 16-bit images are shown in 8 bits.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Derained images on their way out: what of an input stays as it was, and files with the input's metadata."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import struct

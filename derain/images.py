@@ -4,8 +4,6 @@ Pillow reads them, but for TIFF, which tifffile reads, and PNG of 16 bits, which
 values as they are; its colour profile goes to the result. datasets/README.md has a table.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import io

@@ -7,8 +7,6 @@ A pixel of the result depends on the pixels within the network's receptive field
 with a halo of that radius gives the same values as the whole image.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import math

@@ -1,7 +1,5 @@
 """What a test takes: its settings, its images, and what tables may call them."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 It is one file, with small JPEGs of the images in it, to be mailed or opened from a disk. Its template is page.html.
 """
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import html

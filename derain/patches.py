@@ -1,7 +1,5 @@
 """Which patches each training step takes."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

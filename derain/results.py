@@ -1,7 +1,5 @@
 """What a test leaves behind: results.csv, results.json, a table; and where its images go."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

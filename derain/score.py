@@ -9,8 +9,6 @@ each. Differences are from the first method; read them together with their stand
 much that 0.05 dB between two methods is mostly chance.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import sys

@@ -1,7 +1,5 @@
 """Tables of the scores of several methods: means, ranks, and differences beside their standard errors."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """One training step, the pace of a run, and what to do when it diverges."""
 
-from __future__ import annotations
-
 import copy
 import math
 import statistics
@@ -30,7 +28,7 @@ class Training:
 
     def __init__(
         self,
-        settings: TrainSettings,
+        settings: "TrainSettings",
         network: nn.Module,
         patches: GridPatches | RandomPatches,
         ssim: nn.Module,
@@ -115,7 +113,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor * self.lr_scale
 
-    def fix_length(self, meter: Meter) -> None:
+    def fix_length(self, meter: "Meter") -> None:
         """With --minutes, set the number of steps once the pace of the first minute is known."""
         minutes = self.settings.minutes
         if minutes is None or math.isfinite(self.last_step):

@@ -3,8 +3,6 @@
 Scores are PSNR in dB and SSIM under the PReNet protocol (Y channel, mean over the set), unless named otherwise.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from derain.cli import run_script

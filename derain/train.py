@@ -5,8 +5,6 @@ The loss is in `Training.loss_parts`, the learning rate in `Training.set_learnin
 Everything random is a function of the seed and the step, so an interrupted run resumes bit for bit.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import signal

@@ -11,8 +11,6 @@ exit status: 0 all is well; 1 something is wrong with the data: pairs that don't
 of their set, backgrounds shared between the folders; 2 an image or folder can't be read, or an image has no partner
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import sys

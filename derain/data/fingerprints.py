@@ -6,8 +6,6 @@ scaled in brightness, encoded again, cropped by a few pixels or, with `first_mat
 tests/make_fingerprints.py makes the file, and prints how far true and false matches of `content_signs` are apart.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib

@@ -3,8 +3,6 @@
 identify_pairs(find_pairs(Path("datasets/test/Rain100L"))).label  # 'Rain100L', or what it is instead
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Collection, Sequence

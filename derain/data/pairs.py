@@ -1,7 +1,5 @@
 """Find the rainy and clean images of a data set and pair them by name, in every layout of datasets/README.md."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import re

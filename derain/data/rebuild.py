@@ -10,8 +10,6 @@ it is used. No file is overwritten: an image that is there and right is kept, an
 exit status: 0 everything is there; 2 an error, printed in one line
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import sys

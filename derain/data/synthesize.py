@@ -9,8 +9,6 @@ streaks were fitted to those sets. Scores on such images tell whether a model wo
 Rain100L or Rain12. Every folder made here is marked by its synthetic.json.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re
