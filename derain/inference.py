@@ -41,7 +41,7 @@ def weights_file(path: Path) -> Path:
     raise InputError(f"{path}: no such weights; name a folder with net_latest.pth, or a .pth file")
 
 
-def load_weights(path: Path, load: Callable[[Path], nn.Module] = load_network) -> nn.Module:
+def load_weights(path: Path, load: Loader = load_network) -> nn.Module:
     """Return load(the file that `path` names), with InputError in place of load_network's ValueError."""
     try:
         return load(weights_file(path))
@@ -50,10 +50,7 @@ def load_weights(path: Path, load: Callable[[Path], nn.Module] = load_network) -
 
 
 def open_network(
-    path: Path,
-    device: torch.device | None = None,
-    precision: str = "fp32",
-    load: Loader = load_network,
+    path: Path, device: torch.device | None = None, precision: str = "fp32", load: Loader = load_network
 ) -> nn.Module:
     """Return a trained network in its fastest form. load: makes a network of a weights file.
 

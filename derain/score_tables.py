@@ -134,12 +134,7 @@ def tables(
     text = []
     for protocol in protocols:
         columns = columns_of(results, protocol)
-        text += [
-            "",
-            aside(PROTOCOLS[protocol].title, kind),
-            "",
-            table_of_means(columns, names, kind),
-        ]
+        text += ["", aside(PROTOCOLS[protocol].title, kind), "", table_of_means(columns, names, kind)]
         if differences := table_of_differences(columns, names, kind):
             text += ["", differences]
         for column in columns:
