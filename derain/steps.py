@@ -4,7 +4,7 @@ import copy
 import math
 import statistics
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -43,17 +43,14 @@ class Training:
                 network, settings.muon_lr, settings.lr, weight_decay=settings.weight_decay, clip=settings.clip
             )
         else:
-            self.optimizer = torch.optim.Adam(network.parameters(), settings.lr)
-            for group in self.optimizer.param_groups:
-                group["initial_lr"] = settings.lr
+            groups = [{"params": network.parameters(), "initial_lr": settings.lr}]
+            self.optimizer = torch.optim.Adam(groups, settings.lr)
         self.parallel = processes.wrap(network)
         self.step, self.lr_scale, self.rollbacks = 0, 1.0, 0
         steps = settings.epochs * patches.steps_per_epoch
         self.last_step = math.inf if settings.minutes else min(steps, settings.max_steps or math.inf)
 
-    def take_step(
-        self, data: DerainDataset, interrupted: Callable[[], bool] = lambda: False
-    ) -> tuple[dict[str, float], bool]:
+    def take_step(self, data: DerainDataset, interrupted: Callable[[], int]) -> tuple[dict[str, float], bool]:
         """Train on one batch.
 
         Returns the loss, its parts and the training PSNR, and whether any process was interrupted.
@@ -121,8 +118,7 @@ class Training:
         enough = meter.steps > 5 and 60 * meter.minutes() >= min(60, 6 * minutes)
         if not self.processes.sum(torch.tensor([float(enough)])).item():
             return
-        costs = self.stage_costs()
-        seconds = meter.seconds_per_step() * costs
+        seconds = meter.seconds_per_step() * self.stage_costs()
         wanted = (60 * minutes - meter.startup) / seconds
         steps = self.processes.sum(torch.tensor([wanted], dtype=torch.float64)) / self.processes.size
         self.last_step = max(self.step + 1, round(steps.item()))
@@ -153,14 +149,8 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that resuming needs; the weights are under `state_dict`."""
-        return {
-            "state_dict": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "last_step": self.last_step,
-            "lr_scale": self.lr_scale,
-            "rollbacks": self.rollbacks,
-        }
+        numbers = {name: getattr(self, name) for name in ("step", "last_step", "lr_scale", "rollbacks")}
+        return {"state_dict": self.network.state_dict(), "optimizer": self.optimizer.state_dict(), **numbers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what state_dict returned."""
@@ -183,16 +173,14 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.count = 0
+        self.sums, self.count = Counter[str](), 0
 
     def add(self, values: dict[str, float]) -> None:
         self.recent.append(time.monotonic())
         self.startup = self.startup or time.monotonic() - self.began  # until the end of the first step
         self.steps += 1
         self.count += 1
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0) + value
+        self.sums.update(values)
 
     def means(self) -> dict[str, float]:
         return {name: total / self.count for name, total in self.sums.items()}

@@ -174,7 +174,7 @@ def train(
             return
         folder.begin(training.step, environment(device))
         processes.say(f"{len(data.pairs)} pairs, step {training.step}, {device} {training.precision}")
-        run_steps(settings, training, data, validation, folder, processes)
+        run_steps(training, data, validation, folder)
 
 
 def load_data(
@@ -243,15 +243,9 @@ def open_folder(settings: TrainSettings, training: Training, processes: Processe
     return folder
 
 
-def run_steps(
-    settings: TrainSettings,
-    training: Training,
-    data: DerainDataset,
-    validation: DerainDataset | None,
-    folder: RunFolder,
-    processes: Processes,
-) -> None:
+def run_steps(training: Training, data: DerainDataset, validation: DerainDataset | None, folder: RunFolder) -> None:
     """Take steps until the last one or an interrupt; log, validate and save on the way."""
+    settings, processes = training.settings, training.processes
     per_epoch = training.patches.steps_per_epoch
     validate_every = settings.validate_every or per_epoch
     meter, guard, saved = Meter(training.step), DivergenceGuard(training), time.monotonic()
