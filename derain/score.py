@@ -278,7 +278,7 @@ def figure_of(
         pair = pairs[key]
         rainy, clean = read_rgb(pair.rainy), read_rgb(pair.clean)
         rows.append(figure.Row(f"{target.label}, {pair.rainy.name}", rainy, first, clean, images))
-    return figure.requested_sheet(rows, crop, errors)
+    return figure.sheet_of(rows, crop, errors)
 
 
 def save_figure(folder: Path, sheet: figure.Sheet) -> None:
