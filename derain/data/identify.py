@@ -104,10 +104,9 @@ def identify(images: Sequence[Image]) -> Identity:
 
 def shown_photographs(images: Sequence[Image]) -> list[str | None]:
     """Return the BSDS500 photograph that each image shows, None for any other image."""
-    known = photographs()
-    by_hash = dict(zip(known.hashes, known.names, strict=True))
-    found = first_match(_signs(images), known.signs)
-    return [by_hash.get(i.clean, known.names[m] if m >= 0 else None) for i, m in zip(images, found, strict=True)]
+    names, found = list(photographs().hashes), first_match(_signs(images), photographs().signs)
+    by_hash = {pixels: name for name, pixels in photographs().hashes.items()}
+    return [by_hash.get(i.clean, names[m] if m >= 0 else None) for i, m in zip(images, found, strict=True)]
 
 
 def _is_exact(known: KnownSet, image: Image) -> bool:
