@@ -10,8 +10,10 @@ much that 0.05 dB between two methods is mostly chance.
 """
 
 import dataclasses
+import itertools
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -164,15 +166,11 @@ def match(target: Target, folder: Path) -> tuple[dict[str, Path], str]:
     The rule that finds most images holds for all. Raises InputError if two images fit one place.
     """
     images, keys = images_in(folder), {pair.key for pair in target.pairs}
-    how = ""
-    found: dict[str, list[Path]] = {}
-    for rule, key_of in RULES.items():
-        groups: dict[str, list[Path]] = {}
-        for path in images:
-            if (key := key_of(path)) in keys:
-                groups.setdefault(key, []).append(path)
-        if len(groups) > len(found):
-            how, found = rule, groups
+    matched: dict[str, dict[str, list[Path]]] = {rule: defaultdict(list) for rule in RULES}
+    for (rule, key_of), path in itertools.product(RULES.items(), images):
+        if (key := key_of(path)) in keys:
+            matched[rule][key].append(path)
+    how, found = max(matched.items(), key=lambda item: len(item[1]))  # the first of the best
     for paths in found.values():
         if len(paths) > 1:
             raise InputError(f"{paths[0]} and {paths[1]}: two images for one place of {target.label}; remove one")
