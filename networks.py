@@ -224,9 +224,7 @@ def convert_state_dict(state: Mapping[str, Tensor], groups: int = 5, wanted: Col
     for prefix in ("_orig_mod.", "module.", "model.", "network.", "_orig_mod.", "module."):
         if state and set(state) != set(wanted) and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
-    if set(state) == set(wanted):
-        return dict(state)
-    if not any(key.startswith("block1.") for key in state):
+    if set(state) == set(wanted) or not any(key.startswith("block1.") for key in state):
         return dict(state)
     prefixes = sorted(published_names(groups).items(), key=lambda pair: -len(pair[0]))
     converted = {}

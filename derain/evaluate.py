@@ -249,9 +249,8 @@ def seconds_left(began: float, done: int, total: int, now: float | None = None) 
 def line_of(row: dict[str, Any]) -> str:
     """Return an image's line of progress."""
     psnr = f" {row['psnr_y']:6.2f} dB" if "psnr_y" in row else ""
-    return f"{row['image']}{psnr} " + (
-        "was there" if row["milliseconds"] is None else f"{row['milliseconds'] / 1000:.2f} s"
-    )
+    took = "was there" if row["milliseconds"] is None else f"{row['milliseconds'] / 1000:.2f} s"
+    return f"{row['image']}{psnr} {took}"
 
 
 def report(

@@ -108,15 +108,13 @@ def find_images(data_path: Path, save_path: Path, recursive: bool) -> list[Path]
         return find_rainy(data_path)
     folders = folders_below(data_path, leave_out=save_path) if recursive else [data_path]
     images = [image for folder in folders for image in list_images(folder)]
-    found = images if recursive and images else None
-    if found is None:
-        try:
-            found = find_rainy(data_path)
-        except InputError as error:
-            inside = [p for p in data_path.iterdir() if p.is_dir()]
-            if images or not inside:
-                raise
-            raise InputError(f"{data_path}: holds no image, but {len(inside)} folders; add --recursive") from error
+    try:
+        found = images if recursive and images else find_rainy(data_path)
+    except InputError as error:
+        inside = [p for p in data_path.iterdir() if p.is_dir()]
+        if images or not inside:
+            raise
+        raise InputError(f"{data_path}: holds no image, but {len(inside)} folders; add --recursive") from error
     if set(found) <= set(images):  # otherwise it is a data set, and its rainy images are in a subfolder
         others = [p for folder in folders for p in folder.iterdir() if p.name[0] != "." and p not in set(images)]
         kinds = Counter(_kind(p, recursive) for p in others if p.resolve() != save_path.resolve())

@@ -54,9 +54,8 @@ def thumbnails(
 
     profile: the ICC profile of rainy and derained; the JPEGs are sRGB.
     """
-    rainy, derained = (
-        image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8) for image in (rainy, derained)
-    )
+    if rainy.dtype == np.uint16:
+        rainy, derained = ((image >> 8).astype(np.uint8) for image in (rainy, derained))
     versions = {"rainy": rainy, "derained": derained, "rain": cv2.absdiff(rainy, derained)}
     if clean is not None:
         versions["clean"] = clean
