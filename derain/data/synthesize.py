@@ -33,6 +33,7 @@ MARGIN = 64  # pixels around the image where streaks that reach into it may begi
 OWN_FILES = re.compile(r"rainy|norain-[0-9]+\.png|synthetic\.json")  # in a synthetic set
 STAND_IN_LAYERS, STAND_IN_SEED = 3, 0
 STAND_IN_SIZE = (321, 481)  # largest height and width, those of the sets it stands in for
+Draw = tuple[float, float, float, float]  # low, high, mean, deviation; uniform if the deviation is 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,27 +44,23 @@ class Rain:
     is 10^N(density), an impulse's height 10^N(height) * exp(spread * N(0, 1)) grey levels.
     """
 
-    density: tuple[float, float]  # mean and deviation of the exponent, per image
-    density_limits: tuple[float, float]  # of the exponent
-    height: tuple[float, float]  # mean and deviation of the exponent, per image
-    height_limits: tuple[float, float]
+    density: Draw  # of the exponent, per image
+    height: Draw  # of the exponent, per image
     spread: float  # of heights within an image
     length: float  # smallest length; an image's is up to 30 more
     width: tuple[float, float]  # smallest width (sigma across), and how much more it may be
     decay: float  # smallest decay along the streak; an image's is up to twice that
     threshold: float  # grey levels to subtract; what falls below 0 is no rain
     cap: float  # soft limit of a layer's brightness
-    direction: tuple[float, float, float, float]  # low, high, mean, deviation; uniform if the deviation is 0
+    direction: Draw
     directions: tuple[float, ...]  # probabilities of 1, 2, ... directions in one image
 
 
 # Fitted to 100 light and 49 heavy layers of the real sets.
 KINDS = {
     "light": Rain(
-        density=(-2.656, 0.225),
-        density_limits=(-4.0, -1.0),
-        height=(1.535, 0.209),
-        height_limits=(0.5, 2.4),
+        density=(-4.0, -1.0, -2.656, 0.225),
+        height=(0.5, 2.4, 1.535, 0.209),
         spread=0.911,
         length=30.0,
         width=(0.585, 0.3),
@@ -74,10 +71,8 @@ KINDS = {
         directions=(1.0,),
     ),
     "heavy": Rain(
-        density=(-1.871, 0.341),
-        density_limits=(-4.0, -0.8),
-        height=(1.549, 0.099),
-        height_limits=(0.5, 2.4),
+        density=(-4.0, -0.8, -1.871, 0.341),
+        height=(0.5, 2.4, 1.549, 0.099),
         spread=1.134,
         length=37.7,
         width=(0.478, 0.6),
@@ -97,12 +92,14 @@ def rain_layer(height: int, width: int, kind: str, random: np.random.RandomState
     a seed gives the same images everywhere.
     """
     rain = KINDS[kind]
-    low, high, mean, deviation = rain.direction
-    angle = np.clip(random.normal(mean, deviation), low, high) if deviation else random.uniform(low, high)
+
+    def draw(low: float, high: float, mean: float, deviation: float) -> float:
+        return np.clip(random.normal(mean, deviation), low, high) if deviation else random.uniform(low, high)
+
+    angle = draw(*rain.direction)
     count = 1 + random.choice(len(rain.directions), p=rain.directions)
     angles = [angle, *(angle + random.choice([-1, 1]) * random.uniform(15, 25) for _ in range(count - 1))]
-    density = 10 ** np.clip(random.normal(*rain.density), *rain.density_limits) / count
-    brightness = 10 ** np.clip(random.normal(*rain.height), *rain.height_limits)
+    density, brightness = 10 ** draw(*rain.density) / count, 10 ** draw(*rain.height)
     length = random.uniform(rain.length, rain.length + 30)
     sigma = random.uniform(rain.width[0], rain.width[0] + rain.width[1])
     decay = random.uniform(rain.decay, 2 * rain.decay)
