@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from derain.blocks import in_blocks
+from derain.blocks import Progress, in_blocks
 from derain.optimized import example, optimize
 from networks import load_network, receptive_field_radius
 from utils import InputError, free_memory, quantize, release_freed_memory, to_image, to_tensor
@@ -108,7 +108,7 @@ def derain_image(
     rgb: np.ndarray,
     tile: int | None = None,
     quantization: str = "round",
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
 ) -> np.ndarray:
     """(H, W, 3) uint8 or uint16 RGB -> the derained image, of the same shape and type.
 

@@ -142,11 +142,7 @@ class MadeWith:
 
 
 def output_paths(
-    save_path: Path,
-    inputs: Sequence[Pair | Path],
-    root: Path | None = None,
-    show_rain: bool = False,
-    ending: str = ".png",
+    save_path: Path, inputs: Sequence[Pair | Path], root: Path | None, show_rain: bool, ending: str
 ) -> list[OutputPaths]:
     """Return where each derained image goes: its input's name with `ending`, or NAME.jpg.png if only suffixes differ.
 

@@ -178,10 +178,8 @@ def match(target: Target, folder: Path) -> tuple[dict[str, Path], str]:
         example = target.pairs[0].rainy.name
         return {}, f"no image of {folder} has a name like those of {target.label}, such as {example}"
     first = next(pair for pair in target.pairs if pair.key in found)
-    sentence = (
-        f"{len(found)} images of {folder} matched {how}, such as {found[first.key][0].name} to {first.clean.name}"
-    )
-    others = len(images) - len(found)
+    example, others = f"{found[first.key][0].name} to {first.clean.name}", len(images) - len(found)
+    sentence = f"{len(found)} images of {folder} matched {how}, such as {example}"
     return {key: paths[0] for key, paths in found.items()}, sentence + (f"; {others} others left out" if others else "")
 
 
@@ -245,12 +243,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def figure_of(
-    target: Target,
-    scored: Sequence[Scored],
-    protocol: str,
-    names: Sequence[str],
-    crop: tuple[int, ...] | None,
-    errors: bool,
+    target: Target, scored: list[Scored], protocol: str, names: Sequence[str], crop: Sequence[int] | None, errors: bool
 ) -> figure.Sheet:
     """Return a figure of the images in `names`, or of the three whose PSNRs under a protocol differ most.
 
