@@ -186,9 +186,8 @@ class DerainDataset(Dataset):
             with h5py.File(self.path, "r", locking=False) as file:
                 self._index = file["pairs"][()]
                 self.backgrounds = file["backgrounds"][()]
-                self.names = json.loads(file["sources"].asstr()[()])[::2]
+                self.names = [name for name, *_ in json.loads(file["sources"].asstr()[()])[::2]]
                 self._images = {int(i): file[f"images/{i}"][()] for i in np.unique(self._index)}
-            self.names = [name for name, *_ in self.names]
             if any(x.dtype != np.uint8 or x.ndim != 3 or x.shape[2] != 3 for x in self._images.values()):
                 raise ValueError("not images as prepare writes them")
             if len({len(self._index), len(self.backgrounds), len(self.names)}) > 1:
@@ -283,10 +282,8 @@ class DerainDataset(Dataset):
         for pair in self.pairs:
             height, width = self.size(pair)
             if min(height, width) < size:
-                raise InputError(
-                    f"{self.path}: {self.names[pair]} is {width}x{height}, smaller than a patch of {size}; "
-                    "remove the pair, or train on smaller patches"
-                )
+                problem = f"{self.names[pair]} is {width}x{height}, smaller than a patch of {size}"
+                raise InputError(f"{self.path}: {problem}; remove the pair, or train on smaller patches")
 
     def whole_pair(self, pair: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the uncut rainy and clean image of a pair, (H, W, 3) uint8 RGB, not to be written to."""

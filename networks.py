@@ -292,9 +292,8 @@ def read_state_dict(path: Path) -> Mapping[str, Tensor]:
     except ImportError as error:
         raise ValueError(f"{path}: reading it needs safetensors: pip install safetensors") from error
     except Exception as error:  # torch.load raises half a dozen types for a damaged or unsafe file
-        raise ValueError(
-            f"{path}: not a readable weights file ({type(error).__name__}); {_fix(path, error)}"
-        ) from error
+        kind = type(error).__name__
+        raise ValueError(f"{path}: not a readable weights file ({kind}); {_fix(path, error)}") from error
     for wrapper in ("state_dict", "model_state_dict", "params_ema", "params"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]

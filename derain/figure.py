@@ -265,9 +265,8 @@ def check_names(
         raise InputError(f"--figure: {len(names)} images; a figure takes {MOST_ROWS} at most")
     for name in names:
         if not any(name in _names(item, paths) for item, paths in zip(inputs, outputs, strict=True)):
-            raise InputError(
-                f"--figure {name}: no such image among the {len(inputs)}, such as {outputs[0].output.stem}"
-            )
+            example = outputs[0].output.stem
+            raise InputError(f"--figure {name}: no such image among the {len(inputs)}, such as {example}")
     clean = [item.clean for item in inputs if isinstance(item, Pair)]
     refuse_replacing([save_path / NAME], [*map(rainy_file, inputs), *clean, *(paths.output for paths in outputs)])
 

@@ -242,7 +242,6 @@ class DivergenceGuard:
         training.rollbacks, training.lr_scale, training.last_step = rollbacks, scale, last_step
         self.losses.clear()
         self.states = self.states[:1]
-        training.processes.say(
-            f"step {found_at}: diverged; back to step {training.step} at {scale:g} of the learning rate"
-        )
+        where = f"back to step {training.step} at {scale:g} of the learning rate"
+        training.processes.say(f"step {found_at}: diverged; {where}")
         folder.log({"diverged": found_at, "back_to": training.step, "lr_scale": scale})

@@ -169,9 +169,8 @@ def _differences(known: KnownSet, images: Sequence[Image], ours: Sequence[Image]
         if len(other) == len(here) > 0:
             lines.append(f"{side} images: none has the original's pixels")
         elif other:
-            lines.append(
-                f"WRONG {side} images: {len(other)} of {len(here)} differ from the original's: {listed(other)}"
-            )
+            count = f"{len(other)} of {len(here)}"
+            lines.append(f"WRONG {side} images: {count} differ from the original's: {listed(other)}")
             wrong = True
     unknown = [i for i in ours if i.rainy and i.number not in known.rainy and not _is_exact(known, i)]
     if unknown:
