@@ -16,6 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -174,31 +175,30 @@ def write_set(out: Path, photographs: Iterable[tuple[str, np.ndarray]], kind: st
 
 def synthetic_label(folder: Path) -> str | None:
     """Return 'synthetic heavy rain' or the like if a folder, or one of the two above it, was made here."""
-    for place in (folder, *folder.resolve().parents[:2]):
-        try:
-            content = json.loads((place / SYNTHETIC_MARKER).read_text())
-            return f"synthetic {content['kind']} rain"
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return None
+    kinds = (_marker(place).get("kind") for place in (folder, *folder.resolve().parents[:2]))
+    return next((f"synthetic {kind} rain" for kind in kinds if kind), None)
+
+
+def _marker(folder: Path) -> dict[str, Any]:
+    """Return what a synthetic set's marker says; nothing for any other folder."""
+    try:
+        return dict(json.loads((folder / SYNTHETIC_MARKER).read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def stand_in(kind: str, root: Path = Path("datasets/test")) -> Path:
     """Return the stand-in test set of a kind of rain, 12 pairs; make it, in about 5 s, if it is not there."""
     out = root / f"synthetic_{kind}"
     wanted = {"generator": VERSION, "seed": STAND_IN_SEED, "layers": STAND_IN_LAYERS, "kind": kind}
-    try:
-        found = json.loads((out / SYNTHETIC_MARKER).read_text())
-        current = {key: found[key] for key in wanted} == wanted
-    except (OSError, ValueError, KeyError, TypeError):
-        current = False
-    if not current:
-        photographs = [(name, _centre(image, *STAND_IN_SIZE)) for name, image in free_photographs("test").items()]
+    if not wanted.items() <= _marker(out).items():
+        photographs = [(name, centre(image, *STAND_IN_SIZE)) for name, image in free_photographs("test").items()]
         write_set(out, photographs, kind, STAND_IN_LAYERS, STAND_IN_SEED)
     return out
 
 
-def _centre(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def centre(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return the middle of an image (H, W, C), of at most that size."""
     top, left = max(0, image.shape[0] - height) // 2, max(0, image.shape[1] - width) // 2
     return np.ascontiguousarray(image[top : top + height, left : left + width])
 
