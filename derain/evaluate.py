@@ -90,9 +90,8 @@ def evaluate(settings: EvalSettings, test_set: TestSet | None = None, load: Load
         about |= {"settings": dataclasses.asdict(settings), "errors": errors, "environment": environment(device)}
         report(settings, test_set, images, rows, thumbnails, f"weights {weights}, {how}", about)
     if errors:
-        raise InputError(
-            f"{len(errors)} of {len(images.inputs)} images could not be derained: see the lines that begin with skipped"
-        )
+        count = f"{len(errors)} of {len(images.inputs)} images"
+        raise InputError(f"{count} could not be derained: see the lines that begin with skipped")
 
 
 def derain_all(

@@ -76,11 +76,8 @@ def default_data(test_set: TestSet | None) -> Path:
     folder = Path("datasets/test") / name
     if folder.is_dir():
         return folder
-    print(
-        f"{folder} is missing (see datasets/README.md for where to get it): using a stand-in of synthetic {rain} rain, "
-        f"whose scores are not those of {name}",
-        flush=True,
-    )
+    missing = f"{folder} is missing (see datasets/README.md for where to get it)"
+    print(f"{missing}: using a stand-in of synthetic {rain} rain, whose scores are not those of {name}", flush=True)
     return stand_in(rain)
 
 

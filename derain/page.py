@@ -109,9 +109,8 @@ def write_page(
     if left_out:
         note += f" {len(items)} of {len(items) + left_out} images are shown."
     if items:
-        note += f" Shown at {LONGEST_SIDE} pixels at most" + (
-            "; a name links to the whole image." if items[0].files else "."
-        )
+        links = "; a name links to the whole image" if items[0].files else ""
+        note += f" Shown at {LONGEST_SIDE} pixels at most{links}."
     data = [
         {
             "name": item.name,

@@ -115,9 +115,8 @@ class MadeWith:
         self.path = folder / "made_with.json"
         others = [p for p in folder.iterdir() if p.name[0] != "."] if folder.is_dir() else []
         if others and not (self.path.exists() or (folder / "results.json").exists()):
-            raise InputError(
-                f"{folder}: holds files that are not results, such as {min(others).name}; choose another --save_path"
-            )
+            held = f"holds files that are not results, such as {min(others).name}"
+            raise InputError(f"{folder}: {held}; choose another --save_path")
         try:
             same = json.loads(self.path.read_text(encoding="utf-8")) == content
         except (OSError, ValueError):

@@ -122,10 +122,8 @@ class Training:
         wanted = (60 * minutes - meter.startup) / seconds
         steps = self.processes.sum(torch.tensor([wanted], dtype=torch.float64)) / self.processes.size
         self.last_step = max(self.step + 1, round(steps.item()))
-        self.processes.say(
-            f"{meter.seconds_per_step():.3f} s a step at first, {seconds:.3f} s on average: "
-            f"{self.last_step} steps in {minutes:g} minutes"
-        )
+        pace = f"{meter.seconds_per_step():.3f} s a step at first, {seconds:.3f} s on average"
+        self.processes.say(f"{pace}: {self.last_step} steps in {minutes:g} minutes")
 
     def stage_costs(self) -> float:
         """Return the mean time of a step over the run, in units of a step of its first stage."""

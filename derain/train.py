@@ -168,9 +168,8 @@ def train(
         training = Training(settings, prepare_network(settings, network, device), patches, ssim or SSIM(), processes)
         folder = open_folder(settings, training, processes)
         if training.step >= training.last_step:
-            processes.say(
-                f"{settings.save_path}: already trained for {training.step} steps; raise --epochs to continue"
-            )
+            done = f"already trained for {training.step} steps"
+            processes.say(f"{settings.save_path}: {done}; raise --epochs to continue")
             return
         folder.begin(training.step, environment(device))
         processes.say(f"{len(data.pairs)} pairs, step {training.step}, {device} {training.precision}")

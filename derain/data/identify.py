@@ -3,6 +3,7 @@
 identify_pairs(find_pairs(Path("datasets/test/Rain100L"))).label  # 'Rain100L', or what it is instead
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Collection, Sequence
@@ -68,11 +69,9 @@ def identify_pairs(pairs: Sequence[Pair]) -> Identity:
     """Read pairs and identify them, in about two seconds for 100; unreadable ones count as missing."""
     images = []
     for pair in pairs:
-        try:
+        with contextlib.suppress(InputError):
             rainy, clean = read_pair(pair)
-        except InputError:
-            continue
-        images.append(fingerprint(pair, clean, rainy))
+            images.append(fingerprint(pair, clean, rainy))
     return identify(images)
 
 
