@@ -8,8 +8,6 @@ size, stride and flips are choices of the run and need no second copy of the dat
 names is in derain/data/pairs.py.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -188,9 +186,8 @@ class DerainDataset(Dataset):
             with h5py.File(self.path, "r", locking=False) as file:
                 self._index = file["pairs"][()]
                 self.backgrounds = file["backgrounds"][()]
-                self.names = json.loads(file["sources"].asstr()[()])[::2]
+                self.names = [name for name, *_ in json.loads(file["sources"].asstr()[()])[::2]]
                 self._images = {int(i): file[f"images/{i}"][()] for i in np.unique(self._index)}
-            self.names = [name for name, *_ in self.names]
             if any(x.dtype != np.uint8 or x.ndim != 3 or x.shape[2] != 3 for x in self._images.values()):
                 raise ValueError("not images as prepare writes them")
             if len({len(self._index), len(self.backgrounds), len(self.names)}) > 1:
@@ -201,9 +198,9 @@ class DerainDataset(Dataset):
             raise InputError(f"{self.path}: not a packed training set; delete it and start again") from error
         self.pairs = list(range(len(self._index))) if pairs is None else list(pairs)
         self.check_size(patch_size)
-        self._grid = [patch for pair in self.pairs for patch in self._grid_of(pair, stride)]
+        self.grid = [patch for pair in self.pairs for patch in self._grid_of(pair, stride)]  # where items are cut
         if flip:
-            self._grid += [patch._replace(mirrored=True) for patch in self._grid]
+            self.grid += [patch._replace(mirrored=True) for patch in self.grid]
 
     def _grid_of(self, pair: int, stride: int) -> Iterator[Patch]:
         height, width = self.size(pair)
@@ -212,15 +209,11 @@ class DerainDataset(Dataset):
                 yield Patch(pair, top, left, self.patch_size)
 
     def __len__(self) -> int:
-        return len(self._grid)
+        return len(self.grid)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        rainy, clean = self.batch([self._grid[i]])
+        rainy, clean = self.batch([self.grid[i]])
         return rainy[0], clean[0]
-
-    def grid_patch(self, i: int) -> Patch:
-        """Patch i of the grid, which item i is cut from."""
-        return self._grid[i]
 
     def batch(self, patches: Sequence[Patch]) -> tuple[torch.Tensor, torch.Tensor]:
         """Cut patches of one size: rainy and clean, each (N, 3, P, P) float32 RGB in [0, 1], channels last."""
@@ -287,30 +280,26 @@ class DerainDataset(Dataset):
     def check_size(self, size: int) -> None:
         """Raise InputError, naming the image, if one is smaller than `size` pixels."""
         for pair in self.pairs:
-            if min(self.size(pair)) < size:
-                height, width = self.size(pair)
-                raise InputError(
-                    f"{self.path}: {self.names[pair]} is {width}x{height}, smaller than a patch of {size}; "
-                    "remove the pair, or train on smaller patches"
-                )
+            height, width = self.size(pair)
+            if min(height, width) < size:
+                problem = f"{self.names[pair]} is {width}x{height}, smaller than a patch of {size}"
+                raise InputError(f"{self.path}: {problem}; remove the pair, or train on smaller patches")
 
     def whole_pair(self, pair: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the uncut rainy and clean image of a pair, (H, W, 3) uint8 RGB, not to be written to."""
         rainy, clean = self._index[pair]
         return self._images[int(rainy)], self._images[int(clean)]
 
-    def unshared_pairs(self, other: DerainDataset) -> list[int]:
+    def unshared_pairs(self, other: "DerainDataset") -> list[int]:
         """Return the pairs whose background no pair of another data set shows: their clean images share no line.
 
         Raises InputError if there are none.
         """
         lines = {line for pair in other.pairs for line in line_digests(other.whole_pair(pair)[1])}
-        shows: dict[int, bool] = {}  # by clean image, because many pairs share one
-        for pair in self.pairs:
-            clean = int(self._index[pair, 1])
-            if clean not in shows:
-                shows[clean] = not lines.isdisjoint(line_digests(self._images[clean]))
-        shared = {self.backgrounds[pair] for pair in self.pairs if shows[int(self._index[pair, 1])]}
+        clean = {pair: int(self._index[pair, 1]) for pair in self.pairs}
+        # by clean image, because many pairs share one
+        shows = {i: not lines.isdisjoint(line_digests(self._images[i])) for i in set(clean.values())}
+        shared = {self.backgrounds[pair] for pair in self.pairs if shows[clean[pair]]}
         unshared = [pair for pair in self.pairs if self.backgrounds[pair] not in shared]
         if not unshared:
             raise InputError(f"{self.path}: every pair shows a background of {other.path}; validate on other pairs")

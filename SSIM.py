@@ -9,8 +9,6 @@ SSIM: Z. Wang, A. Bovik, H. Sheikh, E. Simoncelli, "Image quality assessment: fr
 visibility to structural similarity", IEEE TIP 13(4), 2004.
 """
 
-from __future__ import annotations
-
 import math
 
 import cv2
@@ -122,11 +120,8 @@ def ssim(first: np.ndarray, second: np.ndarray, **options: int) -> float:
     """Return the SSIM of equal-shaped arrays in [0, 255] at full size: whole 11x11 windows, mean of the map."""
     if min(first.shape[:2]) < WINDOW:
         raise ValueError(f"an image of {first.shape[:2]} is smaller than the {WINDOW}x{WINDOW} window of SSIM")
-    return float(
-        structural_similarity(
-            first, second, data_range=255, gaussian_weights=True, sigma=SIGMA, use_sample_covariance=False, **options
-        )
-    )
+    window = {"gaussian_weights": True, "sigma": SIGMA, "use_sample_covariance": False}
+    return float(structural_similarity(first, second, data_range=255, **window, **options))
 
 
 def _downsample(image: np.ndarray, factor: int) -> np.ndarray:

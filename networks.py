@@ -224,9 +224,7 @@ def convert_state_dict(state: Mapping[str, Tensor], groups: int = 5, wanted: Col
     for prefix in ("_orig_mod.", "module.", "model.", "network.", "_orig_mod.", "module."):
         if state and set(state) != set(wanted) and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
-    if set(state) == set(wanted):
-        return dict(state)
-    if not any(key.startswith("block1.") for key in state):
+    if set(state) == set(wanted) or not any(key.startswith("block1.") for key in state):
         return dict(state)
     prefixes = sorted(published_names(groups).items(), key=lambda pair: -len(pair[0]))
     converted = {}
@@ -294,9 +292,8 @@ def read_state_dict(path: Path) -> Mapping[str, Tensor]:
     except ImportError as error:
         raise ValueError(f"{path}: reading it needs safetensors: pip install safetensors") from error
     except Exception as error:  # torch.load raises half a dozen types for a damaged or unsafe file
-        raise ValueError(
-            f"{path}: not a readable weights file ({type(error).__name__}); {_fix(path, error)}"
-        ) from error
+        kind = type(error).__name__
+        raise ValueError(f"{path}: not a readable weights file ({kind}); {_fix(path, error)}") from error
     for wrapper in ("state_dict", "model_state_dict", "params_ema", "params"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]

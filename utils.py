@@ -1,7 +1,5 @@
 """Images as numbers, files, devices, seeds. Nothing here knows of DARGNet."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import hashlib
@@ -220,15 +218,9 @@ def environment(device: torch.device) -> dict[str, Any]:
     modules = (torch, torchvision, np, cv2, skimage, h5py)
     versions = {m.__name__: m.__version__ for m in modules}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        **versions,
-        "device": str(device),
-        "device_name": name,
-        "threads": torch.get_num_threads(),
-        "commit": commit(),
-    }
+    system = {"python": platform.python_version(), "platform": platform.platform()}
+    used = {"device": str(device), "device_name": name, "threads": torch.get_num_threads(), "commit": commit()}
+    return {**system, **versions, **used}
 
 
 def processor_name() -> str:

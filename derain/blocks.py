@@ -1,7 +1,5 @@
 """A network, or a part of one, computed in blocks of an image: the same values with less memory."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -9,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 BLOCK = 480  # pixels; with its halo, 32 channels of float32 are just under the 32 MiB of utils.keep_freed_memory
+Progress = Callable[[int, int], object]  # called with how many blocks are done, and of how many
 
 
 class InBlocks(nn.Module):
@@ -33,16 +32,12 @@ class InBlocks(nn.Module):
 
 
 def in_blocks(
-    part: Callable[[Tensor], Tensor],
-    x: Tensor,
-    halo: int,
-    side: int,
-    progress: Callable[[int, int], object] | None = None,
+    part: Callable[[Tensor], Tensor], x: Tensor, halo: int, side: int, progress: Progress | None = None
 ) -> Tensor:
     """Return part(x), block by block, for a part that keeps (N, C, H, W) and sees `halo` pixels to each side.
 
     side: largest side of the blocks in pixels; they are as equal as possible, so that no narrow rest is mostly halo.
-    progress: called after each block with how many are done, and of how many.
+    progress: called after each block.
     """
     height, width = x.shape[-2:]
     rows, columns = (math.ceil(size / math.ceil(size / side)) for size in (height, width))

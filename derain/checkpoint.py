@@ -1,7 +1,5 @@
 """A training run's folder: its state, weights, log and TensorBoard's events."""
 
-from __future__ import annotations
-
 import errno
 import json
 import weakref

@@ -1,7 +1,5 @@
 """The command line: settings as a dataclass, errors in one line, exit statuses."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import errno
@@ -127,11 +125,7 @@ def check_folder(path: Path, flag: str = "--save_path") -> None:
 
 
 def setting(
-    default: Any,
-    description: str,
-    choices: Collection[str] | None = None,
-    positional: bool = False,
-    alias: str | None = None,
+    default: Any, description: str, choices: Collection[str] = (), positional: bool = False, alias: str = ""
 ) -> Any:
     """Return a dataclass field with its --help text and, if limited, its choices.
 
@@ -158,9 +152,8 @@ def parse_settings(settings: Any, doc: str, arguments: list[str] | None = None) 
     take several values. Flags can't be abbreviated. A choice from a mapping changes the defaults of other
     settings; what the command line names itself still wins.
     """
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=doc, formatter_class=layout, allow_abbrev=False)
     kinds, recipes = typing.get_type_hints(type(settings)), {}
     for field in dataclasses.fields(settings):
         if "help" not in field.metadata:

@@ -6,8 +6,6 @@ Each process takes its share of every batch; gradients are averaged over all of 
 are those of one process with the same batch. The main process writes the run's files.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import threading

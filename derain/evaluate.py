@@ -3,17 +3,15 @@
 An image becomes a row of the table in `write_and_measure`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -32,14 +30,8 @@ from networks import load_network
 from SSIM import PROTOCOL, image_metrics
 from utils import InputError, choose_device, choose_precision, environment, keep_freed_memory, sha256_of
 
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """The outcome for one image: its row and thumbnails, or the error."""
-
-    row: dict[str, Any] | None
-    thumbnails: page.Thumbnails | None = None
-    error: str = ""
+Result = TypeVar("Result")
+Outcome = tuple[dict[str, Any], page.Thumbnails | None]  # of one image: its row, and what the page shows of it
 
 
 def evaluate(settings: EvalSettings, test_set: TestSet | None = None, load: Loader = load_network) -> None:
@@ -78,40 +70,40 @@ def evaluate(settings: EvalSettings, test_set: TestSet | None = None, load: Load
     print(f"{images.label}: {len(images.inputs)} images of {images.source}, weights {weights}, {how}", flush=True)
 
     rows, thumbnails, errors, began, progress = [], {}, [], time.monotonic(), Progress()
-    for outcome in derain_all(images, derain, made if settings.skip_existing else None, settings.page):
-        if outcome.row is None:
+    for outcome in two_late(derain_all(images, derain, made if settings.skip_existing else None, settings.page)):
+        try:
+            row, small = outcome.result()
+        except InputError as error:
             if test_set is not None:
-                raise InputError(outcome.error)  # a mean over the rest of a set would pass for the set's
-            errors.append(outcome.error)
-            print(f"skipped: {outcome.error}", file=sys.stderr, flush=True)
+                raise  # a mean over the rest of a set would pass for the set's
+            errors.append(str(error))
+            print(f"skipped: {error}", file=sys.stderr, flush=True)
             continue
-        rows.append(outcome.row)
-        if outcome.thumbnails:
-            thumbnails[outcome.row["image"]] = outcome.thumbnails
+        rows.append(row)
+        if small:
+            thumbnails[row["image"]] = small
         done, total = len(rows) + len(errors), len(images.inputs)
         left = f", {seconds_left(began, done, total)}" if done < total else ""
-        progress.show(f"[{done}/{total}] {line_of(outcome.row)}{left}")
+        progress.show(f"[{done}/{total}] {line_of(row)}{left}")
     if rows:
         about: dict[str, Any] = {"weights": {"path": weights, "sha256": checksum}}
         about |= {"settings": dataclasses.asdict(settings), "errors": errors, "environment": environment(device)}
         report(settings, test_set, images, rows, thumbnails, f"weights {weights}, {how}", about)
     if errors:
-        raise InputError(
-            f"{len(errors)} of {len(images.inputs)} images could not be derained: see the lines that begin with skipped"
-        )
+        count = f"{len(errors)} of {len(images.inputs)} images"
+        raise InputError(f"{count} could not be derained: see the lines that begin with skipped")
 
 
 def derain_all(
     images: Images, derain: Callable[[np.ndarray, Path], np.ndarray], made_with: MadeWith | None, with_page: bool
-) -> Iterator[Outcome]:
+) -> Iterator[Future[Outcome]]:
     """Read, derain, write and measure every image; two threads read and write while the network works.
 
     made_with: keep what it knows to be made already; None: derain everything.
     """
     on_page = page.shown(len(images.inputs)) if with_page else set()
     with ThreadPoolExecutor(2) as pool:
-        waiting: deque[Future] = deque()
-        loaded = prefetch(pool, read, images.inputs)
+        loaded = two_late(pool.submit(read, item) for item in images.inputs)
         for i, (item, paths, loading) in enumerate(zip(images.inputs, images.outputs, loaded, strict=True)):
             try:
                 rainy, clean = loading.result()
@@ -124,31 +116,21 @@ def derain_all(
                         derained = like(rainy, derained).rgb
                     milliseconds = round(1000 * (time.perf_counter() - began), 1)
                 done = (item, paths, rainy, clean, derained, milliseconds)
-                waiting.append(pool.submit(write_and_measure, images.label, *done, i in on_page, images.quality))
+                yield pool.submit(write_and_measure, images.label, *done, i in on_page, images.quality)
             except InputError as error:
-                waiting.append(Future())
-                waiting[-1].set_exception(error)
-            if len(waiting) > 2:
-                yield outcome_of(waiting.popleft())
-        yield from map(outcome_of, waiting)
+                failed: Future[Outcome] = Future()
+                failed.set_exception(error)
+                yield failed
 
 
-def prefetch(pool: Executor, call: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Future]:
-    """Yield the futures of call(item) in order, each begun two items early, so that few results wait in memory."""
-    futures: deque[Future] = deque()
-    for item in items:
-        futures.append(pool.submit(call, item))
-        if len(futures) > 2:
-            yield futures.popleft()
-    yield from futures
-
-
-def outcome_of(future: Future) -> Outcome:
-    """Return a finished outcome, or one with the error that ended it."""
-    try:
-        return future.result()
-    except InputError as error:
-        return Outcome(None, error=str(error))
+def two_late(futures: Iterable[Future[Result]]) -> Iterator[Future[Result]]:
+    """Yield futures in order, each when the two after it have begun: work goes on, and few results wait in memory."""
+    waiting: deque[Future[Result]] = deque()
+    for future in futures:
+        waiting.append(future)
+        if len(waiting) > 2:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def read(item: Pair | Path) -> tuple[DecodedImage, np.ndarray | None]:
@@ -189,9 +171,8 @@ def write_and_measure(
         except ValueError as error:
             raise InputError(f"{rainy_file(item)}: {error}; remove the pair") from error
     row["milliseconds"] = milliseconds
-    if not with_thumbnails:
-        return Outcome(row)
-    return Outcome(row, page.thumbnails(rainy.rgb, derained, clean, rainy.metadata.get("icc_profile")))
+    profile = rainy.metadata.get("icc_profile")
+    return row, page.thumbnails(rainy.rgb, derained, clean, profile) if with_thumbnails else None
 
 
 def derain_file(
@@ -251,9 +232,8 @@ def seconds_left(began: float, done: int, total: int, now: float | None = None) 
 def line_of(row: dict[str, Any]) -> str:
     """Return an image's line of progress."""
     psnr = f" {row['psnr_y']:6.2f} dB" if "psnr_y" in row else ""
-    return f"{row['image']}{psnr} " + (
-        "was there" if row["milliseconds"] is None else f"{row['milliseconds'] / 1000:.2f} s"
-    )
+    took = "was there" if row["milliseconds"] is None else f"{row['milliseconds'] / 1000:.2f} s"
+    return f"{row['image']}{psnr} {took}"
 
 
 def report(

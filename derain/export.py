@@ -8,8 +8,6 @@ The suffix decides. ONNX takes rainy images (N, 3, H, W), float32 RGB in [0, 1],
 derained ones. Every file is read back and checked against the network on three sizes before it is kept.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import dataclasses
@@ -93,9 +91,8 @@ def export(settings: Settings) -> None:
         with atomic_path(settings.out) as temporary:
             difference = check(network, writers[settings.out.suffix](network, temporary))
             if not difference <= TOLERANCE:  # nan is not, either
-                raise InputError(
-                    f"{settings.out}: differs from the network by {difference:.1e}; another torch may help"
-                )
+                problem = f"differs from the network by {difference:.1e}"
+                raise InputError(f"{settings.out}: {problem}; another torch may help")
     except ImportError as error:
         raise InputError(f"{settings.out}: needs {error.name}: pip install -r requirements-extra.txt") from error
     print(f"{settings.out}: at most {difference:.1e} from the network on {len(CHECKED)} sizes")

@@ -4,8 +4,6 @@ Nothing is interpolated. Whole images keep their pixels, or are enlarged (small 
 whole number; crops are enlarged pixel by pixel from the whole image. 16-bit images are shown in 8 bits.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,10 +26,9 @@ NARROWEST = 240  # pixels of a column: room for its text
 LONGEST_TEXT = 160  # characters
 CAPITALS = 0.7  # height of Pillow's own font's capitals, as a part of its size
 RAIN_GAIN, ERROR_GAIN = 2, 4  # light rain and errors are hard to see as they are
-FRAME, RED, GREY, BLACK = 3, (225, 30, 30), (100, 100, 100), (0, 0, 0)  # FRAME: pixels
+FRAME, RED, GREY, BLACK = 3, "#e11e1e", "#646464", "#000000"  # FRAME: pixels
 Box = tuple[int, int, int, int]  # left, top, width, height in pixels
 Scale = tuple[int, int]  # by which whole numbers to enlarge and reduce; one of them is 1
-Colour = tuple[int, int, int]
 
 
 class Text(NamedTuple):
@@ -42,7 +39,7 @@ class Text(NamedTuple):
     y: int
     width: int
     capitals: int
-    colour: Colour
+    colour: str
     centred: bool
 
 
@@ -83,7 +80,7 @@ class Sheet:
         self._write(text, self.gap, self.width - 2 * self.gap, capitals, GREY, False)
         self.height += 2 * capitals
 
-    def _write(self, text: str, x: int, width: int, capitals: int, colour: Colour, centred: bool) -> None:
+    def _write(self, text: str, x: int, width: int, capitals: int, colour: str, centred: bool) -> None:
         text = text.encode("ascii", "backslashreplace").decode()  # the font has no other letters
         text = text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 3] + "..."
         self.texts.append(Text(text, x, self.height + 3 * capitals // 2, width, capitals, colour, centred))
@@ -132,28 +129,24 @@ class Sheet:
                 axes.imshow(image, extent=(x, x + width, y + height, y), interpolation="none", aspect="auto")
             for x, y, w, h in self.frames:
                 place, thick = (x + FRAME / 2, y + FRAME / 2), FRAME * 0.72  # a pixel is 0.72 points
-                axes.add_patch(Rectangle(place, w - FRAME, h - FRAME, fill=False, edgecolor=_rgb(RED), linewidth=thick))
+                axes.add_patch(Rectangle(place, w - FRAME, h - FRAME, fill=False, edgecolor=RED, linewidth=thick))
             for t in self.texts:
                 size = t.capitals / 0.73 * 0.72  # the capitals of DejaVu Sans, which stands for PNG's font
                 wide = TextPath((0, 0), t.text.replace("$", r"\$"), size).get_extents().width
                 size *= min(1, t.width / 100 * 72 / wide)
                 align = "center" if t.centred else "left"
-                axes.text(t.x, t.y, t.text, size=size, color=_rgb(t.colour), ha=align, parse_math=False)
+                axes.text(t.x, t.y, t.text, size=size, color=t.colour, ha=align, parse_math=False)
             axes.set(xlim=(0, self.width), ylim=(self.height, 0))
             figure.savefig(temporary, format="pdf")
 
 
-def _rgb(colour: Colour) -> tuple[float, ...]:
-    return tuple(value / 255 for value in colour)
-
-
-def sheet_of(rows: Sequence[Row], crop: tuple[int, ...] | None = None, errors: bool = False) -> Sheet:
+def sheet_of(rows: Sequence[Row], crop: Sequence[int] | None = None, errors: bool = False) -> Sheet:
     """Return the figure: a row for each image, in columns as wide as the widest.
 
     crop: left, top and width of what is enlarged, in pixels of the images; its height is half its
     width. None: `crop_place` chooses. errors: show under each crop how it differs from the clean image.
 
-    Raises ValueError if an image does not have such pixels.
+    Raises InputError if an image does not have such pixels.
     """
     methods, measured = rows[0].methods, rows[0].clean is not None
     last = ([] if not measured else ["clean"]) + ([] if methods else ["removed rain"])
@@ -188,14 +181,6 @@ def sheet_of(rows: Sequence[Row], crop: tuple[int, ...] | None = None, errors: b
     return sheet
 
 
-def requested_sheet(rows: Sequence[Row], crop: Sequence[int] | None, errors: bool = False) -> Sheet:
-    """Return sheet_of for what a command line asked for. Raises InputError if --crop lies outside an image."""
-    try:
-        return sheet_of(rows, None if crop is None else tuple(crop), errors)
-    except ValueError as error:
-        raise InputError(f"--crop {' '.join(map(str, crop or ()))}: {error}; choose a place within it") from error
-
-
 def _difference(image: np.ndarray, other: np.ndarray, gain: int) -> np.ndarray:
     return cv2.convertScaleAbs(cv2.absdiff(image, other), alpha=gain)  # cut off at 255
 
@@ -227,11 +212,12 @@ def save(path: Path, image: np.ndarray) -> None:
 
 
 def within(image: np.ndarray, x: int, y: int, w: int) -> Box:
-    """Return the box of a crop of width w at x, y, half as high. Raises ValueError if it leaves the image."""
+    """Return the box of a crop of width w at x, y, half as high. Raises InputError if it leaves the image."""
     height, width = image.shape[:2]
     h = max(1, w // 2)
     if x + w > width or y + h > height:
-        raise ValueError(f"{w}x{h} pixels at {x}, {y} lie outside of an image of {width}x{height}")
+        outside = f"{w}x{h} pixels at {x}, {y} lie outside of an image of {width}x{height}"
+        raise InputError(f"--crop {x} {y} {w}: {outside}; choose a place within it")
     return x, y, w, h
 
 
@@ -279,9 +265,8 @@ def check_names(
         raise InputError(f"--figure: {len(names)} images; a figure takes {MOST_ROWS} at most")
     for name in names:
         if not any(name in _names(item, paths) for item, paths in zip(inputs, outputs, strict=True)):
-            raise InputError(
-                f"--figure {name}: no such image among the {len(inputs)}, such as {outputs[0].output.stem}"
-            )
+            example = outputs[0].output.stem
+            raise InputError(f"--figure {name}: no such image among the {len(inputs)}, such as {example}")
     clean = [item.clean for item in inputs if isinstance(item, Pair)]
     refuse_replacing([save_path / NAME], [*map(rainy_file, inputs), *clean, *(paths.output for paths in outputs)])
 
@@ -323,7 +308,7 @@ def write_figure(
         shown.append(Row(titles.get(name, "") + name + gain, rainy, derained, clean))
     if not shown:
         return False  # all that were wanted failed, with a line each
-    save(save_path / NAME, requested_sheet(shown, crop).drawn())
+    save(save_path / NAME, sheet_of(shown, crop).drawn())
     return True
 
 

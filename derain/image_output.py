@@ -1,7 +1,5 @@
 """Derained images on their way out: what of an input stays as it was, and files with the input's metadata."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import struct
@@ -17,6 +15,8 @@ from scipy.ndimage import distance_transform_edt
 
 from derain.images import DecodedImage
 from utils import InputError, write_atomically
+
+SPACES = {2: b"GRAY", 3: b"RGB "}  # dimensions of the pixels -> the colour space that a profile has to be for
 
 
 def visible(image: DecodedImage) -> np.ndarray:
@@ -60,7 +60,8 @@ def write_image(path: Path, image: DecodedImage, quality: int = 95) -> None:
     kept = {k: v for k, v in image.metadata.items() if k != "icc_profile" or profile[16:20] == SPACES[pixels.ndim]}
     suffix = path.suffix.lower()
     if suffix == ".png":
-        encoded, data = cv2.imencode(".png", _to_bgr(pixels))
+        bgr = pixels if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+        encoded, data = cv2.imencode(".png", bgr)
         if not encoded:
             raise InputError(f"{path}: an image of shape {pixels.shape} cannot be encoded as PNG")
         content = data.tobytes()
@@ -81,14 +82,6 @@ def write_image(path: Path, image: DecodedImage, quality: int = 95) -> None:
     except (ValueError, OSError) as error:  # too large for the format
         raise InputError(f"{path}: cannot be written as {suffix} ({error}); write it as PNG") from error
     write_atomically(path, buffer.getvalue())
-
-
-SPACES = {2: b"GRAY", 3: b"RGB "}  # dimensions of the pixels -> the colour space that a profile has to be for
-
-
-def _to_bgr(pixels: np.ndarray) -> np.ndarray:
-    order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}
-    return pixels if pixels.ndim == 2 else pixels[..., order[pixels.shape[2]]]
 
 
 def _png_chunks(metadata: Mapping[str, Any]) -> bytes:

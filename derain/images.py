@@ -4,8 +4,6 @@ Pillow reads them, but for TIFF, which tifffile reads, and PNG of 16 bits, which
 values as they are; its colour profile goes to the result. datasets/README.md has a table.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import io
@@ -104,7 +102,9 @@ def read_image(path: Path) -> DecodedImage:
 
 def _decode(data: bytes) -> DecodedImage | None:
     """Return the image; None if nothing reads it. Raises InputError saying which kind is not read."""
-    header = _header(data)
+    header: Image.Image | None = None
+    with contextlib.suppress(Exception):  # of any kind, for damaged files
+        header = Image.open(io.BytesIO(data))
     metadata, frames, found = {}, 1, None
     if header is not None:
         if header.width * header.height > MOST_PIXELS:
@@ -122,13 +122,6 @@ def _decode(data: bytes) -> DecodedImage | None:
     return found and dataclasses.replace(found, metadata=metadata, frames=frames)
 
 
-def _header(data: bytes) -> Image.Image | None:
-    try:
-        return Image.open(io.BytesIO(data))
-    except Exception:  # of any kind, for damaged files
-        return None
-
-
 def _by_opencv(data: bytes) -> np.ndarray:
     """Return the pixels, (H, W, C) uint16: grey, RGB or RGBA. OpenCV turns TIFF upright, and nothing else."""
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -139,11 +132,11 @@ def _by_opencv(data: bytes) -> np.ndarray:
     return pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
 
 
-def _png_of_16_bits(header: Image.Image, data: bytes) -> DecodedImage | None:
+def _png_of_16_bits(header: Image.Image, data: bytes) -> DecodedImage:
     pixels = _by_opencv(data)
     if pixels.shape[2] == 1 and "transparency" in header.info:  # a grey level that stands for transparent
         pixels = np.dstack([pixels, np.where(pixels == header.info["transparency"], 0, 65535).astype(np.uint16)])
-    return _turned(_image(pixels), header.getexif().get(ExifTags.Base.Orientation, 1))
+    return _image(pixels, header.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 def _by_tifffile(data: bytes) -> DecodedImage | None:
@@ -183,12 +176,8 @@ def _by_tifffile(data: bytes) -> DecodedImage | None:
             alpha, most = pixels[..., colours:].astype(np.float64), np.iinfo(pixels.dtype).max
             straight = np.where(alpha > 0, pixels[..., :colours] / np.maximum(alpha, 1) * most, 0)
             pixels = np.dstack([np.minimum(most, np.round(straight)).astype(pixels.dtype), pixels[..., colours:]])
-        return _turned(_image(pixels), _orientation(page))
-
-
-def _orientation(page: Any) -> int:
-    tag = page.tags.get("Orientation")
-    return int(tag.value) if tag else 1
+        orientation = page.tags.get("Orientation")
+        return _image(pixels, int(orientation.value) if orientation else 1)
 
 
 def _by_pillow(image: Image.Image, profile: bytes | None) -> DecodedImage:
@@ -217,21 +206,14 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         return image
 
 
-def _image(pixels: np.ndarray) -> DecodedImage:
-    """(H, W, C) grey, grey and alpha, RGB or RGBA -> the image."""
+def _image(pixels: np.ndarray, orientation: int = 1) -> DecodedImage:
+    """(H, W, C) grey, grey and alpha, RGB or RGBA, and what EXIF calls their orientation -> the upright image."""
+    pixels = TURNS[orientation](pixels) if orientation in TURNS else pixels
     colours = 1 if pixels.shape[2] < 3 else 3
     alpha = np.ascontiguousarray(pixels[..., colours]) if pixels.shape[2] > colours else None
     rgb = pixels[..., :colours]
     rgb = np.repeat(rgb, 3, axis=2) if colours == 1 else np.array(rgb, order="C")  # which can be written to
     return DecodedImage(rgb, alpha, grey=colours == 1 and alpha is None)
-
-
-def _turned(image: DecodedImage | None, orientation: int) -> DecodedImage | None:
-    if image is None or orientation not in TURNS:
-        return image
-    rgb, alpha = (a if a is None else np.ascontiguousarray(TURNS[orientation](a)) for a in (image.rgb, image.alpha))
-    assert rgb is not None
-    return dataclasses.replace(image, rgb=rgb, alpha=alpha)
 
 
 def _metadata(image: Image.Image) -> dict[str, Any]:

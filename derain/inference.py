@@ -7,8 +7,6 @@ A pixel of the result depends on the pixels within the network's receptive field
 with a halo of that radius gives the same values as the whole image.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import math
@@ -20,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from derain.blocks import in_blocks
+from derain.blocks import Progress, in_blocks
 from derain.optimized import example, optimize
 from networks import load_network, receptive_field_radius
 from utils import InputError, free_memory, quantize, release_freed_memory, to_image, to_tensor
@@ -43,7 +41,7 @@ def weights_file(path: Path) -> Path:
     raise InputError(f"{path}: no such weights; name a folder with net_latest.pth, or a .pth file")
 
 
-def load_weights(path: Path, load: Callable[[Path], nn.Module] = load_network) -> nn.Module:
+def load_weights(path: Path, load: Loader = load_network) -> nn.Module:
     """Return load(the file that `path` names), with InputError in place of load_network's ValueError."""
     try:
         return load(weights_file(path))
@@ -52,10 +50,7 @@ def load_weights(path: Path, load: Callable[[Path], nn.Module] = load_network) -
 
 
 def open_network(
-    path: Path,
-    device: torch.device | None = None,
-    precision: str = "fp32",
-    load: Loader = load_network,
+    path: Path, device: torch.device | None = None, precision: str = "fp32", load: Loader = load_network
 ) -> nn.Module:
     """Return a trained network in its fastest form. load: makes a network of a weights file.
 
@@ -113,7 +108,7 @@ def derain_image(
     rgb: np.ndarray,
     tile: int | None = None,
     quantization: str = "round",
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
 ) -> np.ndarray:
     """(H, W, 3) uint8 or uint16 RGB -> the derained image, of the same shape and type.
 

@@ -1,7 +1,5 @@
 """What a test takes: its settings, its images, and what tables may call them."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
@@ -78,11 +76,8 @@ def default_data(test_set: TestSet | None) -> Path:
     folder = Path("datasets/test") / name
     if folder.is_dir():
         return folder
-    print(
-        f"{folder} is missing (see datasets/README.md for where to get it): using a stand-in of synthetic {rain} rain, "
-        f"whose scores are not those of {name}",
-        flush=True,
-    )
+    missing = f"{folder} is missing (see datasets/README.md for where to get it)"
+    print(f"{missing}: using a stand-in of synthetic {rain} rain, whose scores are not those of {name}", flush=True)
     return stand_in(rain)
 
 
@@ -110,15 +105,13 @@ def find_images(data_path: Path, save_path: Path, recursive: bool) -> list[Path]
         return find_rainy(data_path)
     folders = folders_below(data_path, leave_out=save_path) if recursive else [data_path]
     images = [image for folder in folders for image in list_images(folder)]
-    found = images if recursive and images else None
-    if found is None:
-        try:
-            found = find_rainy(data_path)
-        except InputError as error:
-            inside = [p for p in data_path.iterdir() if p.is_dir()]
-            if images or not inside:
-                raise
-            raise InputError(f"{data_path}: holds no image, but {len(inside)} folders; add --recursive") from error
+    try:
+        found = images if recursive and images else find_rainy(data_path)
+    except InputError as error:
+        inside = [p for p in data_path.iterdir() if p.is_dir()]
+        if images or not inside:
+            raise
+        raise InputError(f"{data_path}: holds no image, but {len(inside)} folders; add --recursive") from error
     if set(found) <= set(images):  # otherwise it is a data set, and its rainy images are in a subfolder
         others = [p for folder in folders for p in folder.iterdir() if p.name[0] != "." and p not in set(images)]
         kinds = Counter(_kind(p, recursive) for p in others if p.resolve() != save_path.resolve())

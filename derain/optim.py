@@ -5,8 +5,6 @@ K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 202
 arXiv:2502.16982. torch.optim.Muon takes 2-D parameters only and iterates in bfloat16.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Iterable

@@ -7,8 +7,6 @@ Edit networks.py, and what you edited is what runs: a rewritten form that does n
 gradients) of the network as it is written is not used, and a line says so.
 """
 
-from __future__ import annotations
-
 import copy
 
 import torch

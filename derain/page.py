@@ -3,8 +3,6 @@
 It is one file, with small JPEGs of the images in it, to be mailed or opened from a disk. Its template is page.html.
 """
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import html
@@ -56,9 +54,8 @@ def thumbnails(
 
     profile: the ICC profile of rainy and derained; the JPEGs are sRGB.
     """
-    rainy, derained = (
-        image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8) for image in (rainy, derained)
-    )
+    if rainy.dtype == np.uint16:
+        rainy, derained = ((image >> 8).astype(np.uint8) for image in (rainy, derained))
     versions = {"rainy": rainy, "derained": derained, "rain": cv2.absdiff(rainy, derained)}
     if clean is not None:
         versions["clean"] = clean
@@ -112,9 +109,8 @@ def write_page(
     if left_out:
         note += f" {len(items)} of {len(items) + left_out} images are shown."
     if items:
-        note += f" Shown at {LONGEST_SIDE} pixels at most" + (
-            "; a name links to the whole image." if items[0].files else "."
-        )
+        links = "; a name links to the whole image" if items[0].files else ""
+        note += f" Shown at {LONGEST_SIDE} pixels at most{links}."
     data = [
         {
             "name": item.name,

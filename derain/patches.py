@@ -1,7 +1,5 @@
 """Which patches each training step takes."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence
@@ -28,7 +26,7 @@ class GridPatches:
         epoch, i = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, np.random.RandomState([self.seed, epoch]).permutation(len(self.data))
-        patches = [self.data.grid_patch(n) for n in self._order[i * self.batch_size : (i + 1) * self.batch_size]]
+        patches = [self.data.grid[n] for n in self._order[i * self.batch_size : (i + 1) * self.batch_size]]
         if not self.mirror:
             return patches
         draws = np.random.RandomState([self.seed, step]).randint(2, size=(len(patches), 2)).astype(bool).tolist()

@@ -1,7 +1,5 @@
 """What a test leaves behind: results.csv, results.json, a table; and where its images go."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -117,9 +115,8 @@ class MadeWith:
         self.path = folder / "made_with.json"
         others = [p for p in folder.iterdir() if p.name[0] != "."] if folder.is_dir() else []
         if others and not (self.path.exists() or (folder / "results.json").exists()):
-            raise InputError(
-                f"{folder}: holds files that are not results, such as {min(others).name}; choose another --save_path"
-            )
+            held = f"holds files that are not results, such as {min(others).name}"
+            raise InputError(f"{folder}: {held}; choose another --save_path")
         try:
             same = json.loads(self.path.read_text(encoding="utf-8")) == content
         except (OSError, ValueError):
@@ -144,11 +141,7 @@ class MadeWith:
 
 
 def output_paths(
-    save_path: Path,
-    inputs: Sequence[Pair | Path],
-    root: Path | None = None,
-    show_rain: bool = False,
-    ending: str = ".png",
+    save_path: Path, inputs: Sequence[Pair | Path], root: Path | None, show_rain: bool, ending: str
 ) -> list[OutputPaths]:
     """Return where each derained image goes: its input's name with `ending`, or NAME.jpg.png if only suffixes differ.
 

@@ -9,11 +9,11 @@ each. Differences are from the first method; read them together with their stand
 much that 0.05 dB between two methods is mostly chance.
 """
 
-from __future__ import annotations
-
 import dataclasses
+import itertools
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -166,15 +166,11 @@ def match(target: Target, folder: Path) -> tuple[dict[str, Path], str]:
     The rule that finds most images holds for all. Raises InputError if two images fit one place.
     """
     images, keys = images_in(folder), {pair.key for pair in target.pairs}
-    how = ""
-    found: dict[str, list[Path]] = {}
-    for rule, key_of in RULES.items():
-        groups: dict[str, list[Path]] = {}
-        for path in images:
-            if (key := key_of(path)) in keys:
-                groups.setdefault(key, []).append(path)
-        if len(groups) > len(found):
-            how, found = rule, groups
+    matched: dict[str, dict[str, list[Path]]] = {rule: defaultdict(list) for rule in RULES}
+    for (rule, key_of), path in itertools.product(RULES.items(), images):
+        if (key := key_of(path)) in keys:
+            matched[rule][key].append(path)
+    how, found = max(matched.items(), key=lambda item: len(item[1]))  # the first of the best
     for paths in found.values():
         if len(paths) > 1:
             raise InputError(f"{paths[0]} and {paths[1]}: two images for one place of {target.label}; remove one")
@@ -182,10 +178,8 @@ def match(target: Target, folder: Path) -> tuple[dict[str, Path], str]:
         example = target.pairs[0].rainy.name
         return {}, f"no image of {folder} has a name like those of {target.label}, such as {example}"
     first = next(pair for pair in target.pairs if pair.key in found)
-    sentence = (
-        f"{len(found)} images of {folder} matched {how}, such as {found[first.key][0].name} to {first.clean.name}"
-    )
-    others = len(images) - len(found)
+    example, others = f"{found[first.key][0].name} to {first.clean.name}", len(images) - len(found)
+    sentence = f"{len(found)} images of {folder} matched {how}, such as {example}"
     return {key: paths[0] for key, paths in found.items()}, sentence + (f"; {others} others left out" if others else "")
 
 
@@ -249,12 +243,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def figure_of(
-    target: Target,
-    scored: Sequence[Scored],
-    protocol: str,
-    names: Sequence[str],
-    crop: tuple[int, ...] | None,
-    errors: bool,
+    target: Target, scored: list[Scored], protocol: str, names: Sequence[str], crop: Sequence[int] | None, errors: bool
 ) -> figure.Sheet:
     """Return a figure of the images in `names`, or of the three whose PSNRs under a protocol differ most.
 
@@ -280,7 +269,7 @@ def figure_of(
         pair = pairs[key]
         rainy, clean = read_rgb(pair.rainy), read_rgb(pair.clean)
         rows.append(figure.Row(f"{target.label}, {pair.rainy.name}", rainy, first, clean, images))
-    return figure.requested_sheet(rows, crop, errors)
+    return figure.sheet_of(rows, crop, errors)
 
 
 def save_figure(folder: Path, sheet: figure.Sheet) -> None:

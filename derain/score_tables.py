@@ -1,7 +1,5 @@
 """Tables of the scores of several methods: means, ranks, and differences beside their standard errors."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import functools
@@ -136,12 +134,7 @@ def tables(
     text = []
     for protocol in protocols:
         columns = columns_of(results, protocol)
-        text += [
-            "",
-            aside(PROTOCOLS[protocol].title, kind),
-            "",
-            table_of_means(columns, names, kind),
-        ]
+        text += ["", aside(PROTOCOLS[protocol].title, kind), "", table_of_means(columns, names, kind)]
         if differences := table_of_differences(columns, names, kind):
             text += ["", differences]
         for column in columns:

@@ -5,8 +5,6 @@ psnr, ssim = score(derained, clean)                  # PReNet's: the one of this
 psnr, ssim = score(derained, clean, "rounded")       # MPRNet's and Restormer's
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -1,12 +1,10 @@
 """One training step, the pace of a run, and what to do when it diverges."""
 
-from __future__ import annotations
-
 import copy
 import math
 import statistics
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +28,7 @@ class Training:
 
     def __init__(
         self,
-        settings: TrainSettings,
+        settings: "TrainSettings",
         network: nn.Module,
         patches: GridPatches | RandomPatches,
         ssim: nn.Module,
@@ -45,17 +43,14 @@ class Training:
                 network, settings.muon_lr, settings.lr, weight_decay=settings.weight_decay, clip=settings.clip
             )
         else:
-            self.optimizer = torch.optim.Adam(network.parameters(), settings.lr)
-            for group in self.optimizer.param_groups:
-                group["initial_lr"] = settings.lr
+            groups = [{"params": network.parameters(), "initial_lr": settings.lr}]
+            self.optimizer = torch.optim.Adam(groups, settings.lr)
         self.parallel = processes.wrap(network)
         self.step, self.lr_scale, self.rollbacks = 0, 1.0, 0
         steps = settings.epochs * patches.steps_per_epoch
         self.last_step = math.inf if settings.minutes else min(steps, settings.max_steps or math.inf)
 
-    def take_step(
-        self, data: DerainDataset, interrupted: Callable[[], bool] = lambda: False
-    ) -> tuple[dict[str, float], bool]:
+    def take_step(self, data: DerainDataset, interrupted: Callable[[], int]) -> tuple[dict[str, float], bool]:
         """Train on one batch.
 
         Returns the loss, its parts and the training PSNR, and whether any process was interrupted.
@@ -115,7 +110,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor * self.lr_scale
 
-    def fix_length(self, meter: Meter) -> None:
+    def fix_length(self, meter: "Meter") -> None:
         """With --minutes, set the number of steps once the pace of the first minute is known."""
         minutes = self.settings.minutes
         if minutes is None or math.isfinite(self.last_step):
@@ -123,15 +118,12 @@ class Training:
         enough = meter.steps > 5 and 60 * meter.minutes() >= min(60, 6 * minutes)
         if not self.processes.sum(torch.tensor([float(enough)])).item():
             return
-        costs = self.stage_costs()
-        seconds = meter.seconds_per_step() * costs
+        seconds = meter.seconds_per_step() * self.stage_costs()
         wanted = (60 * minutes - meter.startup) / seconds
         steps = self.processes.sum(torch.tensor([wanted], dtype=torch.float64)) / self.processes.size
         self.last_step = max(self.step + 1, round(steps.item()))
-        self.processes.say(
-            f"{meter.seconds_per_step():.3f} s a step at first, {seconds:.3f} s on average: "
-            f"{self.last_step} steps in {minutes:g} minutes"
-        )
+        pace = f"{meter.seconds_per_step():.3f} s a step at first, {seconds:.3f} s on average"
+        self.processes.say(f"{pace}: {self.last_step} steps in {minutes:g} minutes")
 
     def stage_costs(self) -> float:
         """Return the mean time of a step over the run, in units of a step of its first stage."""
@@ -155,14 +147,8 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that resuming needs; the weights are under `state_dict`."""
-        return {
-            "state_dict": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "last_step": self.last_step,
-            "lr_scale": self.lr_scale,
-            "rollbacks": self.rollbacks,
-        }
+        numbers = {name: getattr(self, name) for name in ("step", "last_step", "lr_scale", "rollbacks")}
+        return {"state_dict": self.network.state_dict(), "optimizer": self.optimizer.state_dict(), **numbers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what state_dict returned."""
@@ -185,16 +171,14 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.count = 0
+        self.sums, self.count = Counter[str](), 0
 
     def add(self, values: dict[str, float]) -> None:
         self.recent.append(time.monotonic())
         self.startup = self.startup or time.monotonic() - self.began  # until the end of the first step
         self.steps += 1
         self.count += 1
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0) + value
+        self.sums.update(values)
 
     def means(self) -> dict[str, float]:
         return {name: total / self.count for name, total in self.sums.items()}
@@ -256,7 +240,6 @@ class DivergenceGuard:
         training.rollbacks, training.lr_scale, training.last_step = rollbacks, scale, last_step
         self.losses.clear()
         self.states = self.states[:1]
-        training.processes.say(
-            f"step {found_at}: diverged; back to step {training.step} at {scale:g} of the learning rate"
-        )
+        where = f"back to step {training.step} at {scale:g} of the learning rate"
+        training.processes.say(f"step {found_at}: diverged; {where}")
         folder.log({"diverged": found_at, "back_to": training.step, "lr_scale": scale})

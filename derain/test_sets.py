@@ -3,9 +3,7 @@
 Scores are PSNR in dB and SSIM under the PReNet protocol (Y channel, mean over the set), unless named otherwise.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 
 from derain.cli import run_script
 
@@ -42,7 +40,7 @@ class Method:
     source: str = "published with PReNet (CVPR 2019)"
 
 
-def _method(name: str, heavy: Scores, light: Scores, rain12: Scores, *more: int | str) -> Method:
+def _method(name: str, heavy: Scores, light: Scores, rain12: Scores, *more: int | str | None) -> Method:
     return Method(name, {"Rain100H": heavy, "Rain100L": light, "Rain12": rain12}, *more)  # type: ignore[arg-type]
 
 
@@ -54,17 +52,8 @@ PUBLISHED = (
     _method("PRN", (28.07, 0.884), (36.99, 0.977), (36.62, 0.952)),
     _method("PReNet_r", (28.98, 0.892), (37.10, 0.977), (36.69, 0.962)),
     _method("PReNet", (29.46, 0.899), (37.48, 0.979), (36.66, 0.961), 168963),
-    Method(
-        "BRN (ICASSP)",
-        {"Rain100H": (29.58, 0.902), "Rain100L": (37.82, 0.981), "Rain12": (36.70, 0.959)},
-        source="published with BRN (ICASSP 2020)",
-    ),
-    Method(
-        "BRN (TIP)",
-        {"Rain100H": (30.47, 0.913), "Rain100L": (38.16, 0.982), "Rain12": (36.74, 0.959)},
-        412518,
-        source="published with BRN (TIP 2020)",
-    ),
+    _method("BRN (ICASSP)", (29.58, 0.902), (37.82, 0.981), (36.70, 0.959), None, "published with BRN (ICASSP 2020)"),
+    _method("BRN (TIP)", (30.47, 0.913), (38.16, 0.982), (36.74, 0.959), 412518, "published with BRN (TIP 2020)"),
 )
 DARGNET = Method(
     "DARGNet, released images",
@@ -84,10 +73,5 @@ def known_scores() -> list[str]:
     return lines
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The command line, which has no settings."""
-
-
 if __name__ == "__main__":
-    run_script(lambda _settings: print("\n".join(known_scores())), Settings(), __doc__)
+    run_script(lambda _settings: print("\n".join(known_scores())), make_dataclass("Settings", ())(), __doc__)

@@ -5,8 +5,6 @@ The loss is in `Training.loss_parts`, the learning rate in `Training.set_learnin
 Everything random is a function of the seed and the step, so an interrupted run resumes bit for bit.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import signal
@@ -170,13 +168,12 @@ def train(
         training = Training(settings, prepare_network(settings, network, device), patches, ssim or SSIM(), processes)
         folder = open_folder(settings, training, processes)
         if training.step >= training.last_step:
-            processes.say(
-                f"{settings.save_path}: already trained for {training.step} steps; raise --epochs to continue"
-            )
+            done = f"already trained for {training.step} steps"
+            processes.say(f"{settings.save_path}: {done}; raise --epochs to continue")
             return
         folder.begin(training.step, environment(device))
         processes.say(f"{len(data.pairs)} pairs, step {training.step}, {device} {training.precision}")
-        run_steps(settings, training, data, validation, folder, processes)
+        run_steps(training, data, validation, folder)
 
 
 def load_data(
@@ -245,15 +242,9 @@ def open_folder(settings: TrainSettings, training: Training, processes: Processe
     return folder
 
 
-def run_steps(
-    settings: TrainSettings,
-    training: Training,
-    data: DerainDataset,
-    validation: DerainDataset | None,
-    folder: RunFolder,
-    processes: Processes,
-) -> None:
+def run_steps(training: Training, data: DerainDataset, validation: DerainDataset | None, folder: RunFolder) -> None:
     """Take steps until the last one or an interrupt; log, validate and save on the way."""
+    settings, processes = training.settings, training.processes
     per_epoch = training.patches.steps_per_epoch
     validate_every = settings.validate_every or per_epoch
     meter, guard, saved = Meter(training.step), DivergenceGuard(training), time.monotonic()

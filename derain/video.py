@@ -4,8 +4,6 @@ Timestamps, aspect ratio, colour matrix and range, bit depth (8 or 10), metadata
 are encoded again, upright, in 4:2:0 (odd sizes in 4:4:4, which keeps them); alpha is dropped.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator

@@ -39,9 +39,8 @@ def draw(settings: Settings) -> None:
     rainy = to_tensor(read_rgb(settings.image))
     derained = network(rainy).clamp(0, 1)
     spread = [(m - m.amin()) / (m.amax() - m.amin() + 1e-12) for m in maps]
-    grid = make_grid(
-        torch.cat([rainy, derained, *(m.expand_as(rainy) for m in spread)]), nrow=2, padding=4, pad_value=1
-    )
+    images = torch.cat([rainy, derained, *(m.expand_as(rainy) for m in spread)])
+    grid = make_grid(images, nrow=2, padding=4, pad_value=1)
     write_image(settings.out, DecodedImage(quantize(to_image(grid[None]))))
     print(f"{settings.out}: {len(maps) // 2} dual attentions, spatial on the left, channel on the right")
 

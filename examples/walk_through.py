@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from derain.cli import run_script, setting
-from derain.data.synthesize import KINDS, add_rain, free_photographs, rain_layer
+from derain.data.synthesize import KINDS, add_rain, centre, free_photographs, rain_layer
 from derain.figure import Row, crop_place, save, sheet_of
 from derain.inference import derain
 from derain.optimized import optimize
@@ -39,10 +39,8 @@ def walk(settings: Settings) -> None:
         raise InputError(f"--size {settings.size}: must be at least 17, for SSIM's window of 11 pixels to fit in")
 
     # 1. A photograph, here one that scikit-image ships. Images are (H, W, 3) uint8 RGB throughout this code.
-    photograph = free_photographs("test")[settings.photo]
-    height, width = (min(a, b) for a, b in zip((settings.size * 2 // 3, settings.size), photograph.shape, strict=False))
-    top, left = (photograph.shape[0] - height) // 2, (photograph.shape[1] - width) // 2
-    clean = np.ascontiguousarray(photograph[top : top + height, left : left + width])
+    clean = centre(free_photographs("test")[settings.photo], settings.size * 2 // 3, settings.size)
+    height, width, _ = clean.shape
     print(f"1. photograph  {settings.photo}, {width}x{height} pixels from its middle")
 
     # 2. Rain is one grey layer, added and clipped at white: a rainy pixel is never darker than the clean one.

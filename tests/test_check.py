@@ -107,7 +107,7 @@ def test_the_stored_fingerprints_have_the_known_facts() -> None:
     assert {name: len(known.rainy) for name, known in sets.items()} == {
         **{"Rain100H": 100, "Rain100L": 100, "Rain12": 12, "RainTrainH": 18, "RainTrainL": 200}
     }
-    assert len(set(fingerprints.photographs().hashes)) == 500
+    assert len(set(fingerprints.photographs().hashes.values())) == 500
     assert {(n - 1) % BSD300_PHOTOGRAPHS for n in fingerprints.RAIN100_NUMBERS} == RAIN100_BACKGROUNDS
     test, light = set(sets["Rain100L"].photographs.values()), set(sets["RainTrainL"].photographs.values())
     assert len(test) == 91

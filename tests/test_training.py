@@ -713,7 +713,7 @@ def test_the_published_order_is_a_function_of_seed_and_epoch(tmp_path: Path) -> 
         for epoch in (0, 1):
             found = [patch for step in range(5) for patch in patches.at(5 * epoch + step, 0)]
             order = np.random.RandomState([seed, epoch]).permutation(18)
-            assert found == [data.grid_patch(i) for i in order]
+            assert found == [data.grid[i] for i in order]
     mirrored = GridPatches(data, 4, 0, mirror=True)
     seen = {(p.mirrored, p.upside_down) for step in range(5) for p in mirrored.at(step, 0)}
     assert len(seen) == 4

@@ -11,8 +11,6 @@ exit status: 0 all is well; 1 something is wrong with the data: pairs that don't
 of their set, backgrounds shared between the folders; 2 an image or folder can't be read, or an image has no partner
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import sys
@@ -23,16 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from derain.cli import run_script, setting
-from derain.data.identify import (
-    Identity,
-    Image,
-    count_backgrounds,
-    fingerprint,
-    identify,
-    listed,
-    matching,
-    shared_with_tests,
-)
+from derain.data import identify
 from derain.data.pairs import Pair, UnknownLayout, find_pairs, find_rainy, name_key, read_pair
 from derain.data.synthesize import synthetic_label
 from derain.images import read_rgb
@@ -55,7 +44,7 @@ class Folder:
     """What was found of a folder: its images, whether anything is wrong, how many files could not be used."""
 
     path: Path
-    images: list[Image]
+    images: list[identify.Image]
     wrong: bool
     unusable: int
 
@@ -101,27 +90,28 @@ def look_at(path: Path) -> Folder:
     sizes_text = ", ".join(f"{count} of {width}x{height}" for (width, height), count in sizes[:SHOWN])
     rest = f", {len(sizes) - SHOWN} other sizes" if len(sizes) > SHOWN else ""
     kind = "pairs" if paired else "images"
-    say("images", f"{len(images)} {kind}: {sizes_text}{rest}; {count_backgrounds(images)} different backgrounds")
-    identity = identify(images)
+    backgrounds = identify.count_backgrounds(images)
+    say("images", f"{len(images)} {kind}: {sizes_text}{rest}; {backgrounds} different backgrounds")
+    identity = identify.identify(images)
     faulty = print_rain(images, identity) if paired else False
     if label := synthetic_label(path):
         say("label", f"{label}, made by derain.data.synthesize")
     say("set", f"{identity.label}; {identity.exact} of {len(images)} {kind} have the original's pixels")
     for line in identity.lines:
         say("set", line)
-    for line in shared_with_tests(images, identity):
+    for line in identify.shared_with_tests(images, identity):
         say("tests", line)
     return Folder(path, images, faulty or identity.wrong, unusable)
 
 
-def read(pair: Pair, paired: bool) -> Image:
+def read(pair: Pair, paired: bool) -> identify.Image:
     """Return fingerprints and scores of a pair, or of one image. Raises InputError if it can't be read or measured."""
     if not paired:
-        return fingerprint(pair, read_rgb(pair.clean))
+        return identify.fingerprint(pair, read_rgb(pair.clean))
     rainy, clean = read_pair(pair)
     if min(clean.shape[:2]) < WINDOW:
         raise InputError(f"{pair.rainy}: smaller than the {WINDOW}x{WINDOW} window of SSIM; remove the pair")
-    image = fingerprint(pair, clean, rainy)
+    image = identify.fingerprint(pair, clean, rainy)
     return dataclasses.replace(image, ssim_y=ssim_y(rainy, clean), fault=misfit(rainy, clean))
 
 
@@ -137,7 +127,7 @@ def misfit(rainy: np.ndarray, clean: np.ndarray) -> str:
     return f"{bad.sum()} of {bad.size} pixels{darker}" if bad.any() else ""
 
 
-def print_rain(images: Sequence[Image], identity: Identity) -> bool:
+def print_rain(images: Sequence[identify.Image], identity: identify.Identity) -> bool:
     """Print how pairs fit and how much rain there is. Returns whether pairs misfit, other than in a set's original."""
     faulty = [image for image in images if image.fault]
     wrong = bool(faulty) and identity.exact < len(images)
@@ -153,7 +143,7 @@ def print_rain(images: Sequence[Image], identity: Identity) -> bool:
         say("rain", f"all {len(images)} pairs fit: rainy = clean + one grey layer, clipped at 255")
     same = [image for image in images if image.rainy == image.clean]
     if same:
-        say("rain", f"no rain at all in {len(same)} pairs: {listed(same)}")
+        say("rain", f"no rain at all in {len(same)} pairs: {identify.listed(same)}")
     wet = [image for image in images if image.rainy != image.clean]
     if wet:
         psnr, ssim = np.mean([image.psnr_y for image in wet]), np.mean([image.ssim_y for image in wet])
@@ -163,13 +153,13 @@ def print_rain(images: Sequence[Image], identity: Identity) -> bool:
 
 def shared_backgrounds(first: Folder, second: Folder) -> bool:
     """Print which images of two folders show the same backgrounds; returns whether any do."""
-    in_first, in_second = matching(first.images, second.images), matching(second.images, first.images)
+    in_first, in_second = identify.matching(first.images, second.images), identify.matching(second.images, first.images)
     if not in_first:
         print(f"{first.path} and {second.path}: no background in common")
         return False
     print(
         f"LEAK {first.path} and {second.path} show the same backgrounds: {len(in_first)} of {len(first.images)} "
-        f"({listed(in_first)}) and {len(in_second)} of {len(second.images)} ({listed(in_second)})"
+        f"({identify.listed(in_first)}) and {len(in_second)} of {len(second.images)} ({identify.listed(in_second)})"
     )
     return True
 

@@ -6,8 +6,6 @@ scaled in brightness, encoded again, cropped by a few pixels or, with `first_mat
 tests/make_fingerprints.py makes the file, and prints how far true and false matches of `content_signs` are apart.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib
@@ -83,13 +81,12 @@ def first_match(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Photographs:
-    """The photographs of BSDS500: names without suffix, pixel hashes, and (500, 255) content signs.
+    """The photographs of BSDS500: pixel hashes by names without suffix, and (500, 255) content signs.
 
     The first 300 are BSD300 (train and val), the others test; each part is sorted as strings.
     """
 
-    names: list[str]
-    hashes: list[str]
+    hashes: dict[str, str]
     signs: np.ndarray
 
 
@@ -119,14 +116,14 @@ def photographs() -> Photographs:
     values = {name: value.split() for part in ("BSD300", "test") for name, value in sorted(stored[part].items())}
     bits = np.array([np.frombuffer(bytes.fromhex(signs), np.uint8) for _, signs in values.values()])
     signs = 2 * np.unpackbits(bits, axis=1)[:, : FREQUENCIES**2 - 1].astype(np.int8) - 1
-    return Photographs(list(values), [pixels for pixels, _ in values.values()], signs)
+    return Photographs({name: pixels for name, (pixels, _) in values.items()}, signs)
 
 
 @functools.cache
 def known_sets() -> dict[str, KnownSet]:
     """Return the five sets by name."""
     stored = json.loads(STORE.read_text(encoding="utf-8"))
-    names, hashes = photographs().names, dict(zip(photographs().names, photographs().hashes, strict=True))
+    hashes, names = photographs().hashes, list(photographs().hashes)
     bsd300, test = names[:BSD300_PHOTOGRAPHS], names[BSD300_PHOTOGRAPHS:]
     shown = {number: bsd300[(number - 1) % BSD300_PHOTOGRAPHS] for number in range(1, RAINTRAINH_PAIRS + 1)}
     rain100 = {place: shown[number] for place, number in enumerate(RAIN100_NUMBERS, 1)}

@@ -5,8 +5,6 @@
 Rain brightens: the half that is darker in at least nine of ten images is taken for the clean one; --clean says so.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

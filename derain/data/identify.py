@@ -3,8 +3,7 @@
 identify_pairs(find_pairs(Path("datasets/test/Rain100L"))).label  # 'Rain100L', or what it is instead
 """
 
-from __future__ import annotations
-
+import contextlib
 import dataclasses
 import math
 from collections.abc import Collection, Sequence
@@ -70,11 +69,9 @@ def identify_pairs(pairs: Sequence[Pair]) -> Identity:
     """Read pairs and identify them, in about two seconds for 100; unreadable ones count as missing."""
     images = []
     for pair in pairs:
-        try:
+        with contextlib.suppress(InputError):
             rainy, clean = read_pair(pair)
-        except InputError:
-            continue
-        images.append(fingerprint(pair, clean, rainy))
+            images.append(fingerprint(pair, clean, rainy))
     return identify(images)
 
 
@@ -106,10 +103,9 @@ def identify(images: Sequence[Image]) -> Identity:
 
 def shown_photographs(images: Sequence[Image]) -> list[str | None]:
     """Return the BSDS500 photograph that each image shows, None for any other image."""
-    known = photographs()
-    by_hash = dict(zip(known.hashes, known.names, strict=True))
-    found = first_match(_signs(images), known.signs)
-    return [by_hash.get(i.clean, known.names[m] if m >= 0 else None) for i, m in zip(images, found, strict=True)]
+    names, found = list(photographs().hashes), first_match(_signs(images), photographs().signs)
+    by_hash = {pixels: name for name, pixels in photographs().hashes.items()}
+    return [by_hash.get(i.clean, names[m] if m >= 0 else None) for i, m in zip(images, found, strict=True)]
 
 
 def _is_exact(known: KnownSet, image: Image) -> bool:
@@ -172,9 +168,8 @@ def _differences(known: KnownSet, images: Sequence[Image], ours: Sequence[Image]
         if len(other) == len(here) > 0:
             lines.append(f"{side} images: none has the original's pixels")
         elif other:
-            lines.append(
-                f"WRONG {side} images: {len(other)} of {len(here)} differ from the original's: {listed(other)}"
-            )
+            count = f"{len(other)} of {len(here)}"
+            lines.append(f"WRONG {side} images: {count} differ from the original's: {listed(other)}")
             wrong = True
     unknown = [i for i in ours if i.rainy and i.number not in known.rainy and not _is_exact(known, i)]
     if unknown:

@@ -1,7 +1,5 @@
 """Find the rainy and clean images of a data set and pair them by name, in every layout of datasets/README.md."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import re
@@ -66,11 +64,15 @@ def natural_order(path: Path) -> list[tuple[int, int, str]]:
 
 def list_images(folder: Path) -> list[Path]:
     """Return the image files directly in a folder, without hidden ones, in natural order."""
+    return _inside(folder, is_image)
+
+
+def _inside(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
+    """Return what is directly in a folder and is wanted, without hidden ones, in natural order."""
     try:
-        files = [p for p in folder.iterdir() if p.name[0] != "." and is_image(p)]
+        return sorted((p for p in folder.iterdir() if p.name[0] != "." and wanted(p)), key=natural_order)
     except OSError as error:
         raise InputError(f"{folder}: the folder cannot be read ({error.strerror}); check its permissions") from error
-    return sorted(files, key=natural_order)
 
 
 def find_pairs(folder: Path, log: Callable[[str], Any] = print, clean_dir: Path | None = None) -> list[Pair]:
@@ -136,21 +138,13 @@ def _find_set(folder: Path) -> tuple[Path, list[Path], list[Path], list[str]]:
             raise UnknownLayout(f"{folder}: holds {len(found)} data sets ({names}); give the path of one of them")
         if found:
             return found[0]
-        inside = [child for place in inside for child in _subfolders(place)]
+        inside = [child for place in inside for child in _inside(place, Path.is_dir)]
     raise UnknownLayout(f"{folder}: no rainy and clean images in a known layout; {FIX}")
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, without hidden ones, in natural order."""
-    try:
-        return sorted((p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."), key=natural_order)
-    except OSError as error:
-        raise InputError(f"{folder}: the folder cannot be read ({error.strerror}); check its permissions") from error
 
 
 def _sides(folder: Path) -> tuple[list[Path], list[Path], list[str]] | None:
     """Return a folder's rainy files, its clean files and what is left out; None if it holds no set itself."""
-    children, here = {p.name.lower(): p for p in _subfolders(folder)}, list_images(folder)
+    children, here = {p.name.lower(): p for p in _inside(folder, Path.is_dir)}, list_images(folder)
     rainy, clean = (
         [files for name in names if name in children and (files := list_images(children[name]))]
         for names in (RAINY_FOLDERS, CLEAN_FOLDERS)
@@ -302,11 +296,7 @@ def folders_below(folder: Path, leave_out: Path) -> list[Path]:
             continue
         taken.add(place)
         folders.append(folder)
-        try:
-            inner = [p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."]
-        except OSError as error:
-            raise InputError(f"{folder}: the folder cannot be read ({error.strerror})") from error
-        waiting += sorted(inner, key=natural_order, reverse=True)
+        waiting += reversed(_inside(folder, Path.is_dir))
     return folders
 
 

@@ -10,8 +10,6 @@ it is used. No file is overwritten: an image that is there and right is kept, an
 exit status: 0 everything is there; 2 an error, printed in one line
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import sys
@@ -57,10 +55,10 @@ def rebuild(settings: Settings) -> None:
     missing = sorted(targets.keys() - files.keys())
     if missing:
         raise InputError(f"{settings.bsds500}: lacks {len(missing)} photographs, {missing[0]}.jpg first; {FIX}")
-    hashes, written = dict(zip(photographs().names, photographs().hashes, strict=True)), Counter[str]()
+    written = Counter[str]()
     for i, (name, places) in enumerate(targets.items(), 1):
         rgb = read_rgb(files[name])
-        if pixel_hash(rgb) != hashes[name]:
+        if pixel_hash(rgb) != photographs().hashes[name]:
             raise InputError(
                 f"{files[name]}: differs from the sets' photograph {name}; use the original JPEGs of BSDS500, "
                 "and opencv-python to read them (other decoders differ by a level or two)"

@@ -9,8 +9,6 @@ streaks were fitted to those sets. Scores on such images tell whether a model wo
 Rain100L or Rain12. Every folder made here is marked by its synthetic.json.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re
@@ -18,6 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -35,6 +34,7 @@ MARGIN = 64  # pixels around the image where streaks that reach into it may begi
 OWN_FILES = re.compile(r"rainy|norain-[0-9]+\.png|synthetic\.json")  # in a synthetic set
 STAND_IN_LAYERS, STAND_IN_SEED = 3, 0
 STAND_IN_SIZE = (321, 481)  # largest height and width, those of the sets it stands in for
+Draw = tuple[float, float, float, float]  # low, high, mean, deviation; uniform if the deviation is 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,27 +45,23 @@ class Rain:
     is 10^N(density), an impulse's height 10^N(height) * exp(spread * N(0, 1)) grey levels.
     """
 
-    density: tuple[float, float]  # mean and deviation of the exponent, per image
-    density_limits: tuple[float, float]  # of the exponent
-    height: tuple[float, float]  # mean and deviation of the exponent, per image
-    height_limits: tuple[float, float]
+    density: Draw  # of the exponent, per image
+    height: Draw  # of the exponent, per image
     spread: float  # of heights within an image
     length: float  # smallest length; an image's is up to 30 more
     width: tuple[float, float]  # smallest width (sigma across), and how much more it may be
     decay: float  # smallest decay along the streak; an image's is up to twice that
     threshold: float  # grey levels to subtract; what falls below 0 is no rain
     cap: float  # soft limit of a layer's brightness
-    direction: tuple[float, float, float, float]  # low, high, mean, deviation; uniform if the deviation is 0
+    direction: Draw
     directions: tuple[float, ...]  # probabilities of 1, 2, ... directions in one image
 
 
 # Fitted to 100 light and 49 heavy layers of the real sets.
 KINDS = {
     "light": Rain(
-        density=(-2.656, 0.225),
-        density_limits=(-4.0, -1.0),
-        height=(1.535, 0.209),
-        height_limits=(0.5, 2.4),
+        density=(-4.0, -1.0, -2.656, 0.225),
+        height=(0.5, 2.4, 1.535, 0.209),
         spread=0.911,
         length=30.0,
         width=(0.585, 0.3),
@@ -76,10 +72,8 @@ KINDS = {
         directions=(1.0,),
     ),
     "heavy": Rain(
-        density=(-1.871, 0.341),
-        density_limits=(-4.0, -0.8),
-        height=(1.549, 0.099),
-        height_limits=(0.5, 2.4),
+        density=(-4.0, -0.8, -1.871, 0.341),
+        height=(0.5, 2.4, 1.549, 0.099),
         spread=1.134,
         length=37.7,
         width=(0.478, 0.6),
@@ -99,12 +93,14 @@ def rain_layer(height: int, width: int, kind: str, random: np.random.RandomState
     a seed gives the same images everywhere.
     """
     rain = KINDS[kind]
-    low, high, mean, deviation = rain.direction
-    angle = np.clip(random.normal(mean, deviation), low, high) if deviation else random.uniform(low, high)
+
+    def draw(low: float, high: float, mean: float, deviation: float) -> float:
+        return np.clip(random.normal(mean, deviation), low, high) if deviation else random.uniform(low, high)
+
+    angle = draw(*rain.direction)
     count = 1 + random.choice(len(rain.directions), p=rain.directions)
     angles = [angle, *(angle + random.choice([-1, 1]) * random.uniform(15, 25) for _ in range(count - 1))]
-    density = 10 ** np.clip(random.normal(*rain.density), *rain.density_limits) / count
-    brightness = 10 ** np.clip(random.normal(*rain.height), *rain.height_limits)
+    density, brightness = 10 ** draw(*rain.density) / count, 10 ** draw(*rain.height)
     length = random.uniform(rain.length, rain.length + 30)
     sigma = random.uniform(rain.width[0], rain.width[0] + rain.width[1])
     decay = random.uniform(rain.decay, 2 * rain.decay)
@@ -179,31 +175,30 @@ def write_set(out: Path, photographs: Iterable[tuple[str, np.ndarray]], kind: st
 
 def synthetic_label(folder: Path) -> str | None:
     """Return 'synthetic heavy rain' or the like if a folder, or one of the two above it, was made here."""
-    for place in (folder, *folder.resolve().parents[:2]):
-        try:
-            content = json.loads((place / SYNTHETIC_MARKER).read_text())
-            return f"synthetic {content['kind']} rain"
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return None
+    kinds = (_marker(place).get("kind") for place in (folder, *folder.resolve().parents[:2]))
+    return next((f"synthetic {kind} rain" for kind in kinds if kind), None)
+
+
+def _marker(folder: Path) -> dict[str, Any]:
+    """Return what a synthetic set's marker says; nothing for any other folder."""
+    try:
+        return dict(json.loads((folder / SYNTHETIC_MARKER).read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def stand_in(kind: str, root: Path = Path("datasets/test")) -> Path:
     """Return the stand-in test set of a kind of rain, 12 pairs; make it, in about 5 s, if it is not there."""
     out = root / f"synthetic_{kind}"
     wanted = {"generator": VERSION, "seed": STAND_IN_SEED, "layers": STAND_IN_LAYERS, "kind": kind}
-    try:
-        found = json.loads((out / SYNTHETIC_MARKER).read_text())
-        current = {key: found[key] for key in wanted} == wanted
-    except (OSError, ValueError, KeyError, TypeError):
-        current = False
-    if not current:
-        photographs = [(name, _centre(image, *STAND_IN_SIZE)) for name, image in free_photographs("test").items()]
+    if not wanted.items() <= _marker(out).items():
+        photographs = [(name, centre(image, *STAND_IN_SIZE)) for name, image in free_photographs("test").items()]
         write_set(out, photographs, kind, STAND_IN_LAYERS, STAND_IN_SEED)
     return out
 
 
-def _centre(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def centre(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return the middle of an image (H, W, C), of at most that size."""
     top, left = max(0, image.shape[0] - height) // 2, max(0, image.shape[1] - width) // 2
     return np.ascontiguousarray(image[top : top + height, left : left + width])
 
