@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -61,7 +62,7 @@ def prepare(
     named = folder if folder.name.strip(".") else folder.resolve()  # '.' and '..' have no name of their own
     sources = json.dumps([_describe(file, folder) for pair in pairs for file in (pair.rainy, pair.clean)])
     places = packed_files(named, ending, cache)
-    for path in filter(Path.exists, places):
+    for path in (place for place in places if os.access(place, os.R_OK)):
         problem = _why_rebuild(path, sources)
         if problem is None:
             return path
@@ -85,6 +86,7 @@ def packed_files(folder: Path, ending: str, cache: Path | None = None) -> list[P
     """
     place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:8]
     users = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "dargnet"  # noqa: PTH111
+    users = users if users.is_absolute() else Path(tempfile.gettempdir()) / "dargnet"  # without a home
     cached = (cache or users) / f"{folder.name}-{place}{ending}"
     return [cached] if cache else [folder.with_name(folder.name + ending), cached]
 

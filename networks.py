@@ -19,6 +19,7 @@ faster, and in exact tiles.
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -216,22 +217,24 @@ def published_names(groups: int) -> dict[str, str]:
 def convert_state_dict(state: Mapping[str, Tensor], groups: int = 5, wanted: Collection[str] = ()) -> dict[str, Tensor]:
     """Give a state dict this file's key names.
 
-    Takes our own state dicts, the 170-tensor published ones, and either of them with the prefixes of
-    DataParallel ('module.'), torch.compile ('_orig_mod.') and Lightning ('model.', 'network.') before every key.
+    Takes our own state dicts, the 170-tensor published ones, and either of them under any prefix, such as
+    DataParallel's 'module.', torch.compile's '_orig_mod.' or Lightning's 'model.'; what has another prefix is left out.
     Other keys stay as they are, so that load_network can name them. wanted: the keys of another network, which
     are not changed any further once they are reached.
     """
-    for prefix in ("_orig_mod.", "module.", "model.", "network.", "_orig_mod.", "module."):
-        if state and set(state) != set(wanted) and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    firsts = (*list(wanted)[:1], "head.0.weight", "block1.0.conv2.0.weight")  # a key that each kind has once
+    prefixes = {key.removesuffix(first) for key in state for first in firsts if key.endswith("." + first)}
+    if len(prefixes) == 1 and set(state) != set(wanted):
+        prefix = prefixes.pop()
+        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if set(state) == set(wanted) or not any(key.startswith("block1.") for key in state):
         return dict(state)
-    prefixes = sorted(published_names(groups).items(), key=lambda pair: -len(pair[0]))
+    longest_first = sorted(published_names(groups).items(), key=lambda pair: -len(pair[0]))
     converted = {}
     for key, value in state.items():
         if key == "PR.weight":
             continue
-        match = next(((old, new) for old, new in prefixes if key.startswith(old + ".")), None)
+        match = next(((old, new) for old, new in longest_first if key.startswith(old + ".")), None)
         converted[match[1] + key[len(match[0]) :] if match else key] = value
     return converted
 
@@ -239,8 +242,8 @@ def convert_state_dict(state: Mapping[str, Tensor], groups: int = 5, wanted: Col
 def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Module:
     """Load the weights of a file into a DARGNet of the size that the file holds, or into a given network.
 
-    path: a bare state dict (ours or the published ones, saved on any device), also within a mapping under
-    state_dict, model_state_dict, params or params_ema, one of our training states, or a .safetensors file. Only
+    path: a bare state dict (ours or the published ones, saved on any device), also within a mapping, under
+    state_dict, model_state_dict, params_ema, params or as its only one, or a .safetensors file. Only
     tensors and plain types are read (weights_only), so a file from a stranger cannot run code. The network comes
     back on the CPU, in eval mode.
 
@@ -258,6 +261,8 @@ def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Modul
     differences = [f"missing {k} {wanted[k]}" for k in wanted if k not in found]
     differences += [f"unknown {k} {found[k]}" for k in found if k not in wanted]
     differences += [f"{k} is {found[k]}, not {wanted[k]}" for k in wanted if k in found and found[k] != wanted[k]]
+    own = network.state_dict()
+    differences += [f"{k} has {v.dtype}" for k, v in state.items() if k in own and not _is_alike(v, own[k])]
     if differences:
         more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
         name = type(network).__name__
@@ -269,11 +274,17 @@ def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Modul
     return network.eval()
 
 
+def _is_alike(value: Tensor, own: Tensor) -> bool:
+    """Whether a tensor can stand for a network's own one: numbers with a point, or none, stored in full."""
+    dense = value.layout == torch.strided and not value.is_meta
+    return dense and value.is_floating_point() == own.is_floating_point() and value.is_complex() == own.is_complex()
+
+
 def size_of(state: Mapping[str, Tensor], path: Path) -> tuple[int, int]:
     """Return channels and groups of the DARGNet that a state dict belongs to."""
     head = state.get("head.0.weight")
     channels = head.shape[0] if head is not None and head.dim() == 4 and len(head) else 32
-    numbers = [int(k.split(".")[1]) for k in state if k.startswith("groups.") and k.split(".")[1].isdigit()]
+    numbers = [int(k.split(".")[1]) for k in state if re.match("groups[.][0-9]+[.]", k)]
     groups = max(numbers, default=4) + 1
     if channels > 1024 or groups > 1000:
         raise ValueError(f"{path}: claims {channels} channels, {groups} groups: not a DARGNet; name another file")
@@ -291,18 +302,27 @@ def read_state_dict(path: Path) -> Mapping[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
         raise ValueError(f"{path}: reading it needs safetensors: pip install safetensors") from error
+    except (PermissionError, MemoryError):
+        raise
     except Exception as error:  # torch.load raises half a dozen types for a damaged or unsafe file
         kind = type(error).__name__
         raise ValueError(f"{path}: not a readable weights file ({kind}); {_fix(path, error)}") from error
-    for wrapper in ("state_dict", "model_state_dict", "params_ema", "params"):
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-            break
-    if not (isinstance(state, Mapping) and state and all(isinstance(v, Tensor) for v in state.values())):
+    if not isinstance(state, Mapping):
         raise ValueError(f"{path}: holds no state dict (a mapping from names to tensors); name another file")
-    if not all(isinstance(key, str) for key in state):
-        raise ValueError(f"{path}: holds no state dict (its names are not text); name another file")
+    inside = {key: value for key, value in state.items() if _is_state_dict(value)}
+    known = [key for key in ("state_dict", "model_state_dict", "params_ema", "params") if key in inside]
+    if known or len(inside) == 1:
+        state = inside[(known or list(inside))[0]]
+    if not _is_state_dict(state):
+        has = ", ".join(map(str, list(state)[:6]))
+        raise ValueError(f"{path}: holds no state dict (names of text, with tensors), but {has}; name another file")
     return state
+
+
+def _is_state_dict(content: object) -> bool:
+    if not isinstance(content, Mapping) or not content:
+        return False
+    return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
 
 
 def _fix(path: Path, error: Exception) -> str:
@@ -314,6 +334,6 @@ def _fix(path: Path, error: Exception) -> str:
         return "it is a web page: download the file itself (on GitHub, its raw form)"
     if start.startswith(b"pk") and not isinstance(error, pickle.UnpicklingError):
         return "it is a zip archive, perhaps cut off or of a whole repository: download it again, or unpack it first"
-    if isinstance(error, pickle.UnpicklingError):
+    if isinstance(error, pickle.UnpicklingError) and start.startswith((b"\x80", b"pk")):
         return "save the network's state_dict() alone"
     return "download it again"

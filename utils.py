@@ -170,6 +170,12 @@ def free_memory(device: torch.device) -> int:
     with contextlib.suppress(OSError, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        if (most := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
+            taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            limits.append(max(0, most - taken))
     for group in control_groups("memory"):
         for limit, used, cache in (
             ("memory.max", "memory.current", "inactive_file"),
@@ -233,10 +239,13 @@ def processor_name() -> str:
 
 
 def commit() -> str | None:
-    """Return the git commit of this code, with '-dirty' if files differ from it; None outside git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    """Return the git commit of this code, with '-dirty' if files differ from it; None outside a clone of it."""
+    folder = Path(__file__).resolve().parent
+    command = ["git", f"--git-dir={folder}/.git", f"--work-tree={folder}", "describe", "--always", "--dirty"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(
+            [*command, "--abbrev=12"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMITS = {"lines of product code": 6950, "lines of a module": 350, "lines of a function": 60, "uses of settings": 35}
+LIMITS = {"lines of product code": 7000, "lines of a module": 350, "lines of a function": 60, "uses of settings": 35}
 
 
 def product() -> list[Path]:

@@ -13,11 +13,14 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 def _is_ours(name: str) -> bool:
     """Whether a module is the one beside this folder: as it is imported already, or would be."""
-    spec = sys.modules[name].__spec__ if name in sys.modules else importlib.machinery.PathFinder.find_spec(name)
-    return spec is not None and Path(spec.origin or "").resolve().parent == _ROOT
+    loaded = name in sys.modules
+    spec = getattr(sys.modules[name], "__spec__", None) if loaded else importlib.machinery.PathFinder.find_spec(name)
+    return spec is not None and bool(spec.origin) and Path(spec.origin).resolve().parent == _ROOT
 
 
-if _others := [name for name in ("networks", "utils", "SSIM", "DerainDataset") if not _is_ours(name)]:
+if sys.argv[:1] == ["-m"]:  # a command of ours, from a folder that may have modules of these names
+    sys.path.insert(0, str(_ROOT))
+elif _others := [name for name in ("networks", "utils", "SSIM", "DerainDataset") if not _is_ours(name)]:
     _theirs = {name: sys.modules.pop(name) for name in _others if name in sys.modules}
     sys.path.insert(0, str(_ROOT))
     for _module in pkgutil.walk_packages(__path__, "derain."):

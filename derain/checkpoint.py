@@ -1,14 +1,18 @@
 """A training run's folder: its state, weights, log and TensorBoard's events."""
 
+import contextlib
 import errno
 import json
+import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 
 from utils import InputError, plain, save_torch
@@ -44,6 +48,8 @@ class RunFolder:
         try:
             state = torch.load(self.state_file, map_location="cpu", weights_only=True)
             before = state["settings"]
+        except (PermissionError, MemoryError):  # the file may be whole
+            raise
         except Exception as error:  # torch.load raises many types for a damaged file
             raise InputError(
                 f"{self.state_file}: damaged ({type(error).__name__}); remove it, and continue from the weights with "
@@ -60,8 +66,14 @@ class RunFolder:
         """Record settings and machine, one line per part of the run."""
         self.log({"begin": step, "settings": self.settings, "environment": environment})
         if self.writes:
-            self.tensorboard = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
-            self.tensorboard.add_text("settings", f"```\n{json.dumps(self.settings, indent=1)}\n```", step)
+            (self.folder / "tensorboard").mkdir(exist_ok=True)
+            # Not SummaryWriter: its thread would end on a full disk, and the run then wait for it for ever.
+            self.events = EventsWriter(str(self.folder / "tensorboard/events"))
+            self.events.write_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+            self._add(step, summary.text("settings", f"```\n{json.dumps(self.settings, indent=1)}\n```"))
+
+    def _add(self, step: int, content: Any) -> None:
+        self.events.write_event(Event(step=step, wall_time=time.time(), summary=content))
 
     def save(self, state: dict[str, Any], epoch: int | None = None) -> None:
         """Write the training state, and its `state_dict` as net_latest.pth; at an epoch's end also under its number.
@@ -91,17 +103,19 @@ class RunFolder:
         if not self.writes:
             return
         for name, value in values.items():
-            self.tensorboard.add_scalar(name, value, step)
+            self._add(step, summary.scalar(name, value))
         if images:
             from torchvision.utils import make_grid
 
             grid = make_grid(torch.cat([row.float().clamp(0, 1) for row in images]), nrow=len(images[0]))
-            self.tensorboard.add_image(tag, grid, step)
+            self._add(step, summary.image(tag, grid))
+        self.events.flush()
 
     def close(self) -> None:
-        """Finish TensorBoard's file."""
+        """Finish TensorBoard's file; on a full disk, which has been reported, as far as it got."""
         if self.writes:
-            self.tensorboard.close()
+            with contextlib.suppress(OSError):
+                self.events.close()
 
 
 def lock(path: Path) -> IO[str]:
@@ -116,7 +130,7 @@ def lock(path: Path) -> IO[str]:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by processes that outlive a killed run
     except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
             print(f"{path}: this file system has no locks; do not start a second run in the folder", flush=True)
             return file
         file.close()

@@ -37,13 +37,19 @@ def run_script(run: Callable[[Any], None], settings: Any, doc: str) -> None:
         except (InputError, OSError) as error:
             print(f"error: {error if isinstance(error, InputError) else explained(error)}", file=sys.stderr)
             raise SystemExit(2) from None
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            fix = "testing, give a smaller --tile; training, a smaller --batch_size, or a larger --accumulate"
+            print(f"error: out of memory; {fix}", file=sys.stderr)
+            raise SystemExit(2) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise SystemExit(130) from None
 
 
 class Unbroken:
-    """A stream whose reader may leave, such as `head`: the work goes on, and what is printed goes nowhere.
+    """A stream whose reader may leave, such as `head` or a terminal: the work goes on, and its output goes nowhere.
 
     stream: None if the process was started with it closed.
     """
@@ -61,13 +67,18 @@ class Unbroken:
         try:
             return call()
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EINVAL):  # the second is Windows's
+            if error.errno not in (errno.EPIPE, errno.EINVAL, errno.EIO):  # on Windows EINVAL; of a terminal EIO
                 raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
             return None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, a GPU or the CPU's allocator (which has no type of its own) found no memory."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def explained(error: OSError) -> str:
@@ -98,16 +109,18 @@ class Progress:
 
 @contextmanager
 def interrupts_noted() -> Iterator[Callable[[], int]]:
-    """Within this context Ctrl-C, SIGTERM and SIGUSR1 are only noted; the yielded function returns the last, or 0.
+    """Within this context signals that end a process are only noted; the yielded function returns the last, or 0.
 
-    Clusters send SIGUSR1 some time before they end a job; Windows has none.
-    Outside the main thread, where Python allows no signal handlers, nothing is changed.
+    They are Ctrl-C, SIGTERM, SIGHUP (a terminal closes) and SIGUSR1 (a cluster is about to end the job), but for those
+    that are ignored, as SIGHUP under nohup. Outside the main thread, where Python allows no handlers, none is noted.
     """
     noted: list[int] = []
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-        before = {number: signal.signal(number, lambda number, _: noted.append(number)) for number in numbers}
+        names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows lacks two of them
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, lambda number, _: noted.append(number)) for number in heeded}
     try:
         yield lambda: noted[-1] if noted else 0
     finally:

@@ -53,6 +53,7 @@ class Processes:
         reminder.start()
         dist.init_process_group(backend, store=_store(), rank=self.rank, world_size=self.size)
         reminder.cancel()
+        self.parallel: nn.Module | None = None
         try:
             yield
         except RuntimeError as error:  # torch has no type of its own for a lost connection
@@ -63,6 +64,8 @@ class Processes:
                 "The same command resumes from the last training state"
             ) from error
         finally:
+            if self.parallel is not None:  # or torch may wait for ever in taking it down (seen with 2.11)
+                self.parallel.reducer = self.parallel.logger = None
             dist.destroy_process_group()
 
     def main_process_first(self, call: Callable[[], Result]) -> Result:
@@ -92,7 +95,10 @@ class Processes:
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """Return the network with gradients averaged over the processes."""
-        return network if self.size == 1 else DistributedDataParallel(network)
+        if self.size == 1:
+            return network
+        self.parallel = DistributedDataParallel(network)
+        return self.parallel
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of a CPU tensor over the processes."""

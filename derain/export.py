@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from derain.cli import run_script, setting
+from derain.cli import check_folder, run_script, setting
 from derain.inference import load_weights
 from derain.optimized import AsWritten, fold, optimize
 from networks import DARGNet
@@ -57,17 +57,17 @@ def export_onnx(network: DARGNet, path: Path) -> Callable[[Tensor], Tensor]:
             input_names=["rainy"],
             output_names=["derained"],
         )
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     return lambda rainy: torch.from_numpy(session.run(None, {"rainy": rainy.numpy()})[0])
 
 
 def export_safetensors(network: DARGNet, path: Path) -> Callable[[Tensor], Tensor]:
     """Write `path` and return a network with the weights that are read back from it."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load, save
 
-    save_file(network.state_dict(), path)
+    path.write_bytes(save(network.state_dict()))
     reread = copy.deepcopy(network)
-    reread.load_state_dict(load_file(path))
+    reread.load_state_dict(load(path.read_bytes()))
     return reread
 
 
@@ -87,6 +87,7 @@ def export(settings: Settings) -> None:
     writers = {".onnx": export_onnx, ".safetensors": export_safetensors}
     if settings.out.suffix not in writers:
         raise InputError(f"{settings.out}: the suffix decides what is written: {' or '.join(writers)}")
+    check_folder(settings.out.parent, "--out")
     try:
         with atomic_path(settings.out) as temporary:
             difference = check(network, writers[settings.out.suffix](network, temporary))

@@ -92,6 +92,8 @@ def read_image(path: Path) -> DecodedImage:
         found = _decode(data)
     except InputError as error:
         raise InputError(f"{path}: {error}; convert it to PNG") from None
+    except MemoryError:
+        raise
     except Exception:  # what the readers raise for damaged files is of any kind
         found = None
     if found is None:

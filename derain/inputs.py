@@ -8,7 +8,7 @@ from pathlib import Path
 from derain import figure
 from derain.cli import check_folder, setting, text_to_paths
 from derain.data.identify import identify_pairs
-from derain.data.pairs import Pair, find_pairs, find_rainy, folders_below, list_images, rainy_file
+from derain.data.pairs import Pair, find_pairs, find_rainy, folders_below, is_open_folder, list_images, rainy_file
 from derain.data.synthesize import stand_in, synthetic_label
 from derain.results import OutputPaths, output_paths
 from derain.test_sets import TestSet
@@ -124,8 +124,10 @@ def find_images(data_path: Path, save_path: Path, recursive: bool) -> list[Path]
 
 def _kind(path: Path, recursive: bool) -> str:
     """Say why a path is left out; '' for a subfolder that is not."""
+    if path.is_dir() and recursive:
+        return "" if is_open_folder(path) else "subfolders that cannot be read"
     if path.is_dir():
-        return "" if recursive else "subfolders (--recursive takes them)"
+        return "subfolders (--recursive takes them)"
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return "videos (--data_path takes one at a time)"
     return f"{path.suffix.lower() or 'other'} files"

@@ -62,7 +62,8 @@ def score_methods(settings: Settings) -> None:
         raise InputError("--figure: shows the rainy images too; add --rainy_dir")
     if settings.errors and settings.figure is None:
         raise InputError("--errors: is a part of the figure; add --figure")
-    check_folder(settings.out, "--out")
+    if settings.page or settings.figure is not None:
+        check_folder(settings.out, "--out")
     targets = find_targets(settings)
     methods = [named_folder(text) for text in settings.methods]
     names = [name for name, _ in methods]

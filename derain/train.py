@@ -5,6 +5,7 @@ The loss is in `Training.loss_parts`, the learning rate in `Training.set_learnin
 Everything random is a function of the seed and the step, so an interrupted run resumes bit for bit.
 """
 
+import contextlib
 import dataclasses
 import math
 import signal
@@ -155,7 +156,7 @@ def train(
 
     Raises InputError for invalid settings, for anything wrong with the images or the run's folder, and for
     a loss that is not finite. Interrupted, it saves and raises: KeyboardInterrupt after Ctrl-C, SystemExit with
-    status 75 after SIGTERM or SIGUSR1, for a cluster to requeue the job.
+    status 75 after SIGTERM, SIGHUP or SIGUSR1, for a cluster to requeue the job.
     """
     check_settings(settings)
     check_folder(settings.save_path)
@@ -173,7 +174,8 @@ def train(
             return
         folder.begin(training.step, environment(device))
         processes.say(f"{len(data.pairs)} pairs, step {training.step}, {device} {training.precision}")
-        run_steps(training, data, validation, folder)
+        with contextlib.closing(folder):
+            run_steps(training, data, validation, folder)
 
 
 def load_data(
@@ -278,7 +280,6 @@ def run_steps(training: Training, data: DerainDataset, validation: DerainDataset
             if stop and not last:
                 processes.say(f"interrupted at step {step}; the same command resumes here")
                 raise KeyboardInterrupt if interrupted() == signal.SIGINT else SystemExit(75)  # os.EX_TEMPFAIL
-    folder.close()
     processes.say(f"done after {meter.minutes():.1f} minutes: {settings.save_path / 'net_latest.pth'}")
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import h5py
@@ -17,7 +18,7 @@ from conftest import ROOT, scene, write, write_pairs
 from torch.utils.data import DataLoader
 
 from derain.data.pairs import find_pairs, read_pair
-from DerainDataset import DerainDataset, line_digests, prepare, split_by_background
+from DerainDataset import DerainDataset, line_digests, packed_files, prepare, split_by_background
 from utils import InputError
 
 
@@ -278,6 +279,22 @@ def test_each_image_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert sorted(paths) == sorted(folder.rglob("*.png"))
     prepare(folder, log=quiet, cache=cache)
     assert len(paths) == 6
+
+
+def test_without_a_home_the_cache_is_a_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where the user has no entry
+    for value in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert packed_files(tmp_path / "pairs", ".h5")[1].parent == Path(tempfile.gettempdir()) / "dargnet"
+
+
+def test_a_packed_file_that_may_not_be_read_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as another user's, beside shared data."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder, access = write_pairs(tmp_path / "a/pairs", 2), os.access
+    theirs = prepare(folder, log=quiet)
+    monkeypatch.setattr(os, "access", lambda path, mode: path not in (theirs, theirs.parent) and access(path, mode))
+    assert prepare(folder, log=quiet).parent == tmp_path / "cache/dargnet"
 
 
 def test_a_cache_that_cannot_be_a_folder_is_named(tmp_path: Path) -> None:

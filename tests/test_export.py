@@ -124,9 +124,8 @@ def test_weights_that_safetensors_wrote_wrongly_are_noticed(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     safetensors = pytest.importorskip("safetensors.torch", reason="an extra requirement")
-    save = safetensors.save_file
-    doubled = lambda state, path: save({name: 2 * value for name, value in state.items()}, path)  # noqa: E731
-    monkeypatch.setattr(safetensors, "save_file", doubled)
+    save = safetensors.save
+    monkeypatch.setattr(safetensors, "save", lambda state: save({name: 2 * value for name, value in state.items()}))
     with pytest.raises(InputError, match="differs from the network"):
         export.export(export.Settings(logdir=weights, out=tmp_path / "net.safetensors"))
     assert not (tmp_path / "net.safetensors").exists()

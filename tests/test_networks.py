@@ -69,7 +69,7 @@ def test_every_published_tensor_matters() -> None:
 @pytest.mark.parametrize(
     "form",
     [
-        *("ours", "published", "data parallel", "compiled", "both", "lightning", "training state"),
+        *("ours", "published", "data parallel", "compiled", "both", "lightning", "training state", "GAN", "only one"),
         *("state_dict", "model_state_dict", "params", "params_ema"),
     ],
 )
@@ -83,6 +83,8 @@ def test_load_network_takes(tmp_path: Path, form: str, network: DARGNet) -> None
         "both": {f"module._orig_mod.{k}": v for k, v in state.items()},
         "lightning": {"epoch": 3, "state_dict": {f"model.{k}": v for k, v in state.items()}},
         "training state": {"state_dict": state, "network": {k: v + 1 for k, v in state.items()}, "step": 3},
+        "GAN": {f"netG.{k}": v for k, v in state.items()} | {"loss.window": torch.zeros(11)},
+        "only one": {"model": {f"net.{k}": v for k, v in state.items()}, "optimizer": {"state": {}}, "epoch": 3},
         "model_state_dict": {"model_state_dict": state},
         "state_dict": {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}},
         "params": {"params": state},
@@ -175,6 +177,10 @@ def _break(state: dict[str, torch.Tensor], how: str) -> object:
         "numbers": {1: torch.zeros(1)},
         "no channels": state | {first: torch.zeros(0, 3, 3, 3)},
         "empty": {},
+        "whole numbers": {k: v.int() for k, v in state.items()},
+        "complex": state | {first: state[first].to(torch.complex64)},
+        "two networks": {f"{name}.{k}": v for k, v in state.items() for name in "ab"},
+        "two mappings": {"a": state, "b": state},
     }[how]
 
 
@@ -189,6 +195,10 @@ def _break(state: dict[str, torch.Tensor], how: str) -> object:
         ("numbers", "no state dict"),
         ("no channels", r"head\.0\.weight is \(0, 3, 3, 3\)"),
         ("empty", "no state dict"),
+        ("whole numbers", r"head\.0\.weight has torch\.int32"),
+        ("complex", r"head\.0\.weight has torch\.complex64"),
+        ("two networks", r"missing head\.0\.weight"),
+        ("two mappings", "no state dict .* but a, b; name another"),
     ],
 )
 def test_foreign_weights_are_refused_with_the_differences(tmp_path: Path, how: str, message: str) -> None:

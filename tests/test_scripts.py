@@ -371,6 +371,20 @@ def test_several_files_and_folders_in_one_call(inline: Command, tmp_path: Path, 
     refused(inline("test_real.py", *common), *texts)
 
 
+def test_subfolders_that_cannot_be_read_are_counted(
+    inline: Command, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as lost+found; a set beside one is found, too."""
+    write_pairs(tmp_path / "disk/set", 2)
+    (tmp_path / "disk/lost+found").mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "lost+found" and access(path, mode))
+    result = inline("test_real.py", "--data_path", "disk", "--recursive", "--logdir", weights, "--save_path", "out")
+    assert result.returncode == 0
+    assert "disk: left out: 1 subfolders that cannot be read" in result.stdout
+    assert len(find_pairs(tmp_path / "disk")) == 2
+
+
 @pytest.mark.parametrize("name", ["out.png", "below/out.jpg", "out.webp"])
 def test_a_single_file_goes_where_it_is_sent(inline: Command, tmp_path: Path, weights: Path, name: str) -> None:
     """And nothing else is written, or replaced."""

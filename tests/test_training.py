@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -21,6 +22,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, scene, start, write, write_pairs
+from tensorboardX.event_file_writer import EventsWriter
 from torch import nn
 
 import train_rain100H
@@ -140,7 +142,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     assert same(train(settings, max_steps=14, **options), whole)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
 def test_a_run_that_a_cluster_ends_asks_to_be_queued_again(
     settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -153,6 +155,47 @@ def test_a_run_that_a_cluster_ends_asks_to_be_queued_again(
     assert caught.value.code == 75
     assert torch.load(settings.save_path / "state_latest.pth", weights_only=True)["step"] == 2
     assert same(train(settings), whole)
+
+
+def test_a_signal_that_is_ignored_stays_so(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As SIGHUP is under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        interrupt_at(monkeypatch, 1, signal.SIGHUP)
+        train(settings, max_steps=3)
+        assert torch.load(settings.save_path / "state_latest.pth", weights_only=True)["step"] == 3
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_full_disk_under_tensorboards_file(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error in the training itself, not in a thread for whose end it would wait for ever."""
+    flush, count, threads = EventsWriter.flush, 0, threading.active_count()
+
+    def full(writer: EventsWriter) -> bool:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return flush(writer)
+
+    monkeypatch.setattr(EventsWriter, "flush", full)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        train(settings, epochs=3, max_steps=None)
+    assert threading.active_count() == threads
+
+
+def test_a_state_that_may_not_be_read_is_not_called_damaged(
+    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(settings, max_steps=1)
+
+    def load(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "state_latest.pth")
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(PermissionError):
+        train(settings, max_steps=2)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
@@ -187,6 +230,9 @@ def test_in_a_program_with_modules_of_the_same_names(tmp_path: Path, loaded: boo
     for name in ("networks", "utils", "SSIM", "datasets"):
         (tmp_path / f"{name}.py").write_text(f"name = 'their {name}'\n")
     theirs = "import networks, utils, SSIM, datasets\n"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "derain.score", "--clean_dir", "pairs", "a=pairs/rainy"]
+    assert subprocess.run(command, cwd=tmp_path, env=environment).returncode == 0
     (tmp_path / "main.py").write_text(
         f"import sys\nsys.path.append({str(ROOT)!r})\n{theirs * loaded}"
         "import torch\n"

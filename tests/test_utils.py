@@ -23,7 +23,7 @@ from conftest import ROOT, scene, write, write_pairs
 
 import utils
 from derain.checkpoint import lock
-from derain.cli import Progress, explained, parse_settings, run_script, setting
+from derain.cli import Progress, Unbroken, explained, parse_settings, run_script, setting
 from derain.evaluate import EvalSettings
 from derain.image_output import write_image
 from derain.images import DecodedImage, read_image, read_rgb
@@ -356,7 +356,7 @@ def test_without_control_groups_nothing_is_limited(tmp_path: Path, monkeypatch: 
         assert utils.free_memory(torch.device("cpu")) > 0
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EAGAIN])
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EIO, errno.EAGAIN])
 def test_file_systems_without_locks_get_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
@@ -372,6 +372,53 @@ def test_file_systems_without_locks_get_a_warning(
     else:
         lock(tmp_path / "run/lock").close()
         assert capsys.readouterr().out.count("has no locks; do not start a second run in the folder") == 1
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO])
+def test_output_that_nobody_can_see_stops_nothing(tmp_path: Path, number: int) -> None:
+    """A pipe whose reader left, or a terminal that was closed."""
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(number, os.strerror(number))
+
+        def fileno(self) -> int:
+            return descriptor
+
+    descriptor = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
+    try:
+        Unbroken(Gone()).write("a line")
+        os.write(descriptor, b"goes nowhere")
+    finally:
+        os.close(descriptor)
+    assert (tmp_path / "file").read_bytes() == b""
+    number = errno.ENOSPC
+    with pytest.raises(OSError, match=os.strerror(number)):
+        Unbroken(Gone()).write("a line")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_out_of_memory_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(_settings: Example) -> None:
+        raise error
+
+    monkeypatch.setattr("sys.argv", ["script"])
+    with pytest.raises(SystemExit) as caught:
+        run_script(run, Example(), "")
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: out of memory; ")
+
+
+def test_memory_that_a_shell_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ulimit -v: what the process has taken counts."""
+    resource = pytest.importorskip("resource")
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (size + 300 * MIB, resource.RLIM_INFINITY))
+    assert 200 * MIB < utils.free_memory(torch.device("cpu")) <= 400 * MIB
 
 
 @pytest.mark.slow

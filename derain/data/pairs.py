@@ -75,6 +75,11 @@ def _inside(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
         raise InputError(f"{folder}: the folder cannot be read ({error.strerror}); check its permissions") from error
 
 
+def is_open_folder(path: Path) -> bool:
+    """Whether a path is a folder that this user may read, unlike lost+found."""
+    return path.is_dir() and os.access(path, os.R_OK | os.X_OK)
+
+
 def find_pairs(folder: Path, log: Callable[[str], Any] = print, clean_dir: Path | None = None) -> list[Pair]:
     """Pair the rainy and clean images of a folder, in natural order of the rainy ones.
 
@@ -138,7 +143,7 @@ def _find_set(folder: Path) -> tuple[Path, list[Path], list[Path], list[str]]:
             raise UnknownLayout(f"{folder}: holds {len(found)} data sets ({names}); give the path of one of them")
         if found:
             return found[0]
-        inside = [child for place in inside for child in _inside(place, Path.is_dir)]
+        inside = [child for place in inside for child in _inside(place, is_open_folder)]
     raise UnknownLayout(f"{folder}: no rainy and clean images in a known layout; {FIX}")
 
 
@@ -282,7 +287,7 @@ def find_rainy(path: Path) -> list[Path]:
 
 
 def folders_below(folder: Path, leave_out: Path) -> list[Path]:
-    """Return a folder and all its subfolders, without hidden ones, in natural order.
+    """Return a folder and all its subfolders, without hidden or unreadable ones, in natural order.
 
     Links are followed, but no folder is taken twice, wherever links lead. leave_out: a subfolder
     to skip, because results are there.
@@ -296,7 +301,7 @@ def folders_below(folder: Path, leave_out: Path) -> list[Path]:
             continue
         taken.add(place)
         folders.append(folder)
-        waiting += reversed(_inside(folder, Path.is_dir))
+        waiting += reversed(_inside(folder, is_open_folder))
     return folders
 
 

@@ -148,6 +148,7 @@ def write_set(out: Path, photographs: Iterable[tuple[str, np.ndarray]], kind: st
     foreign = [p.name for p in out.iterdir() if not OWN_FILES.fullmatch(p.name)] if out.is_dir() else [out.name]
     if out.exists() and (foreign or not (out / SYNTHETIC_MARKER).is_file()):
         raise InputError(f"{out}: exists and is no synthetic set, or holds other files too; choose another folder")
+    out = out.resolve() if out.is_symlink() else out
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
