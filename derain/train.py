@@ -174,8 +174,12 @@ def train(
             return
         folder.begin(training.step, environment(device))
         processes.say(f"{len(data.pairs)} pairs, step {training.step}, {device} {training.precision}")
-        with contextlib.closing(folder):
-            run_steps(training, data, validation, folder)
+        try:
+            with contextlib.closing(folder):
+                run_steps(training, data, validation, folder)
+        except OSError as error:
+            error.filename = error.filename or str(settings.save_path)  # writing to an open file does not name it
+            raise
 
 
 def load_data(

@@ -180,8 +180,9 @@ def test_a_full_disk_under_tensorboards_file(settings: TrainSettings, monkeypatc
         return flush(writer)
 
     monkeypatch.setattr(EventsWriter, "flush", full)
-    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as caught:
         train(settings, epochs=3, max_steps=None)
+    assert caught.value.filename == str(settings.save_path)
     assert threading.active_count() == threads
 
 
