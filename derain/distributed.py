@@ -28,7 +28,7 @@ class Processes:
     """This process among those that train together; alone, everything here does nothing."""
 
     def __init__(self) -> None:
-        self.rank, self.size = (int(os.environ.get(name, one)) for name, one in (("RANK", 0), ("WORLD_SIZE", 1)))
+        self.rank, self.size = int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1)
         self.is_main = self.rank == 0
 
     def device(self, name: str) -> torch.device:

@@ -26,6 +26,16 @@ from derain.test_sets import RAIN12, RAIN100L
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def test_tables_need_no_folder_to_write_to(inline: Command, tmp_path: Path) -> None:
+    write_pairs(tmp_path / "pairs", 2)
+    (tmp_path / "results").touch()  # where figures and pages would go
+    common = ("derain.score", "--clean_dir", "pairs", "a=pairs/rainy")
+    assert inline(*common).returncode == 0
+    result = inline(*common, "--page")
+    assert result.returncode == 2
+    assert "results is not a folder; choose another --out" in result.stderr
+
+
 # ---------------------------------------------------------------- protocols
 
 

@@ -112,6 +112,15 @@ def test_a_folder_of_somebody_elses_is_never_replaced(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "set"]
 
 
+def test_a_set_behind_a_link_is_replaced_where_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk/set")
+    for layers in (1, 2):
+        synthesize.write_set(tmp_path / "link", [("one", scene(1)[1])], "light", layers, 0)
+    assert (tmp_path / "link").is_symlink()
+    assert len(find_pairs(tmp_path / "disk/set")) == 2
+
+
 def test_training_and_test_photographs_are_different() -> None:
     train, test = synthesize.free_photographs("train"), synthesize.free_photographs("test")
     assert set(train).isdisjoint(test)

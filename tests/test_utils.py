@@ -296,6 +296,13 @@ def test_environment_is_plain() -> None:
     assert cv2.__version__ == found["cv2"]
 
 
+def test_a_copy_within_another_repository_has_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    if (ROOT / ".git").exists():
+        assert utils.commit() is not None
+    monkeypatch.setattr(utils, "__file__", str(ROOT / "tests/utils.py"))
+    assert utils.commit() is None
+
+
 # ---------------------------------------------------------------- control groups, and readers that leave
 
 
