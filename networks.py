@@ -224,7 +224,7 @@ def convert_state_dict(state: Mapping[str, Tensor], groups: int = 5, wanted: Col
     """
     firsts = (*list(wanted)[:1], "head.0.weight", "block1.0.conv2.0.weight")  # a key that each kind has once
     prefixes = {key.removesuffix(first) for key in state for first in firsts if key.endswith("." + first)}
-    if len(prefixes) == 1 and set(state) != set(wanted):
+    if len(prefixes) == 1 and not state.keys() & set(firsts):
         prefix = prefixes.pop()
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if set(state) == set(wanted) or not any(key.startswith("block1.") for key in state):
@@ -262,7 +262,7 @@ def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Modul
     differences += [f"unknown {k} {found[k]}" for k in found if k not in wanted]
     differences += [f"{k} is {found[k]}, not {wanted[k]}" for k in wanted if k in found and found[k] != wanted[k]]
     own = network.state_dict()
-    differences += [f"{k} has {v.dtype}" for k, v in state.items() if k in own and not _is_alike(v, own[k])]
+    differences += [f"{k} is {v.dtype}" for k, v in state.items() if k in own and not _is_alike(v, own[k])]
     if differences:
         more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
         name = type(network).__name__
@@ -275,7 +275,7 @@ def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Modul
 
 
 def _is_alike(value: Tensor, own: Tensor) -> bool:
-    """Whether a tensor can stand for a network's own one: numbers with a point, or none, stored in full."""
+    """Whether a tensor is of the kind of a network's own (floating-point, integer or complex), and stored in full."""
     dense = value.layout == torch.strided and not value.is_meta
     return dense and value.is_floating_point() == own.is_floating_point() and value.is_complex() == own.is_complex()
 
