@@ -95,7 +95,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.shown = None
-        if type(sys.stdout).__module__.startswith("ipykernel"):
+        if type(getattr(sys.stdout, "stream", sys.stdout)).__module__.startswith("ipykernel"):  # within Unbroken: %run
             from IPython.display import display
 
             self.shown = display({"text/plain": ""}, raw=True, display_id=True)

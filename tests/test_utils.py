@@ -486,6 +486,8 @@ def test_progress_in_a_notebook_is_one_line(
         progress.show("step 1")
         progress.show("step 2")
         assert sys.stdout.getvalue() == ""
-    assert shown == [({"text/plain": "step 1"}, True), ({"text/plain": "step 2"}, True)]
+        patch.setattr(sys, "stdout", Unbroken(sys.stdout))  # as under %run
+        Progress().show("step 3")
+    assert shown == [({"text/plain": f"step {i}"}, True) for i in (1, 2, 3)]
     Progress().show("step 3")
     assert capsys.readouterr().out == "step 3\n"
