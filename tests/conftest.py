@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,6 +31,14 @@ SCRIPTS = (
 def few_threads() -> None:
     """Tests may run side by side: each keeps to one core, so that none waits for the others' threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def heed_signals() -> None:
+    """A job in the background may have been started with Ctrl-C and SIGHUP ignored, and so would its commands be."""
+    for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
+            signal.signal(getattr(signal, name), handler)
 
 
 @pytest.fixture(scope="session")

@@ -167,6 +167,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=10**9)
     parser.add_argument("--seed", type=int, default=0, help="of the first trial")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by a job in the background
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_pairs(folder / "pairs", 2)
