@@ -218,14 +218,17 @@ def convert_state_dict(state: Mapping[str, Tensor], groups: int = 5, wanted: Col
     """Give a state dict this file's key names.
 
     Takes our own state dicts, the 170-tensor published ones, and either of them under any prefix, such as
-    DataParallel's 'module.', torch.compile's '_orig_mod.' or Lightning's 'model.'; what has another prefix is left out.
-    Other keys stay as they are, so that load_network can name them. wanted: the keys of another network, which
-    are not changed any further once they are reached.
+    DataParallel's 'module.', torch.compile's '_orig_mod.' or Lightning's 'model.'; keys without it are left out, with a
+    line that says so. Otherwise unknown keys stay, so that load_network can name them. wanted: the keys of another
+    network, which are not changed any further once they are reached.
     """
     firsts = (*list(wanted)[:1], "head.0.weight", "block1.0.conv2.0.weight")  # a key that each kind has once
     prefixes = {key.removesuffix(first) for key in state for first in firsts if key.endswith("." + first)}
-    if len(prefixes) == 1 and not state.keys() & set(firsts):
+    prefixes = {prefix for prefix in prefixes if wanted and all(prefix + key in state for key in wanted)} or prefixes
+    if len(prefixes) == 1 and set(state) != set(wanted):
         prefix = prefixes.pop()
+        if others := [key for key in state if not key.startswith(prefix)]:
+            print(f"weights: {len(others)} tensors without the prefix {prefix} are left out, such as {others[0]}")
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if set(state) == set(wanted) or not any(key.startswith("block1.") for key in state):
         return dict(state)
@@ -247,8 +250,8 @@ def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Modul
     tensors and plain types are read (weights_only), so a file from a stranger cannot run code. The network comes
     back on the CPU, in eval mode.
 
-    Raises FileNotFoundError, or ValueError naming the file and the first keys or shapes that do not fit, or the
-    tensors with values that are not finite.
+    Raises FileNotFoundError, PermissionError, MemoryError, or ValueError naming the file and the first keys or shapes
+    that do not fit, or the tensors with values that are not finite.
     """
     path = Path(path)
     if not path.is_file():
@@ -262,7 +265,7 @@ def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Modul
     differences += [f"unknown {k} {found[k]}" for k in found if k not in wanted]
     differences += [f"{k} is {found[k]}, not {wanted[k]}" for k in wanted if k in found and found[k] != wanted[k]]
     own = network.state_dict()
-    differences += [f"{k} is {v.dtype}" for k, v in state.items() if k in own and not _is_alike(v, own[k])]
+    differences += [f"{k} is {v.dtype}, {v.layout}" for k, v in state.items() if k in own and not _is_alike(v, own[k])]
     if differences:
         more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
         name = type(network).__name__
@@ -305,29 +308,29 @@ def read_state_dict(path: Path) -> Mapping[str, Tensor]:
     except (PermissionError, MemoryError):
         raise
     except Exception as error:  # torch.load raises half a dozen types for a damaged or unsafe file
+        if "can't allocate memory" in str(error):
+            raise
         kind = type(error).__name__
         raise ValueError(f"{path}: not a readable weights file ({kind}); {_fix(path, error)}") from error
-    if not isinstance(state, Mapping):
-        raise ValueError(f"{path}: holds no state dict (a mapping from names to tensors); name another file")
-    inside = {key: value for key, value in state.items() if _is_state_dict(value)}
+    inside = {k: v for k, v in state.items() if _is_state_dict(v)} if isinstance(state, Mapping) else {}
     known = [key for key in ("state_dict", "model_state_dict", "params_ema", "params") if key in inside]
     if known or len(inside) == 1:
         state = inside[(known or list(inside))[0]]
     if not _is_state_dict(state):
-        has = ", ".join(map(str, list(state)[:6]))
-        raise ValueError(f"{path}: holds no state dict (names of text, with tensors), but {has}; name another file")
+        has = ", ".join(map(str, list(state)[:6])) if isinstance(state, Mapping) and state else type(state).__name__
+        raise ValueError(f"{path}: holds no state dict (a mapping from names to tensors), but {has}; name another file")
     return state
 
 
 def _is_state_dict(content: object) -> bool:
-    if not isinstance(content, Mapping) or not content:
-        return False
-    return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+    items = list(content.items()) if isinstance(content, Mapping) else []
+    return bool(items) and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in items)
 
 
 def _fix(path: Path, error: Exception) -> str:
     """Say what a file is that cannot be read as weights, and what to do."""
-    start = path.read_bytes()[:200].lstrip().lower()
+    with open(path, "rb") as file:
+        start = file.read(200).lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer: run git lfs pull"
     if start.startswith((b"<!doctype", b"<html")):

@@ -18,14 +18,17 @@ def _is_ours(name: str) -> bool:
     return spec is not None and bool(spec.origin) and Path(spec.origin).resolve().parent == _ROOT
 
 
-if sys.argv[:1] == ["-m"]:  # a command of ours, from a folder that may have modules of these names
+# A command of ours is run, from a folder that may have modules of these names.
+if sys.argv[:1] == ["-m"] and any(word.split(".")[0] == "derain" for word in sys.orig_argv[1:]):
     sys.path.insert(0, str(_ROOT))
 elif _others := [name for name in ("networks", "utils", "SSIM", "DerainDataset") if not _is_ours(name)]:
     _theirs = {name: sys.modules.pop(name) for name in _others if name in sys.modules}
     sys.path.insert(0, str(_ROOT))
-    for _module in pkgutil.walk_packages(__path__, "derain."):
-        importlib.import_module(_module.name)
-    sys.path.remove(str(_ROOT))
-    for _name in _others:
-        del sys.modules[_name]
-    sys.modules.update(_theirs)
+    try:
+        for _module in pkgutil.walk_packages(__path__, "derain."):
+            importlib.import_module(_module.name)
+    finally:
+        sys.path.remove(str(_ROOT))
+        for _name in _others:
+            sys.modules.pop(_name, None)
+        sys.modules.update(_theirs)

@@ -15,6 +15,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 
+from derain.cli import is_out_of_memory
 from utils import InputError, plain, save_torch
 
 try:
@@ -32,6 +33,7 @@ class RunFolder:
     def __init__(self, folder: Path, settings: dict[str, Any], free: set[str], writes: bool = True) -> None:
         self.folder, self.settings, self.free, self.writes = folder, plain(settings), free, writes
         self.state_file = folder / "state_latest.pth"
+        self.events: Any = None
         if writes:
             weakref.finalize(self, lock(folder / "lock").close)  # held for as long as this object lives
 
@@ -48,9 +50,9 @@ class RunFolder:
         try:
             state = torch.load(self.state_file, map_location="cpu", weights_only=True)
             before = state["settings"]
-        except (PermissionError, MemoryError):  # the file may be whole
-            raise
         except Exception as error:  # torch.load raises many types for a damaged file
+            if isinstance(error, PermissionError) or is_out_of_memory(error):  # it may be whole
+                raise
             raise InputError(
                 f"{self.state_file}: damaged ({type(error).__name__}); remove it, and continue from the weights with "
                 f"--init {self.folder / 'net_latest.pth'} and another --save_path"
@@ -69,7 +71,8 @@ class RunFolder:
             (self.folder / "tensorboard").mkdir(exist_ok=True)
             # Not SummaryWriter: its thread would end on a full disk, and the run then wait for it for ever.
             self.events = EventsWriter(str(self.folder / "tensorboard/events"))
-            self.events.write_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+            resumed = SessionLog(status=SessionLog.START)  # what an earlier part wrote of this step on is void
+            self.events.write_event(Event(step=step + 1, wall_time=time.time(), session_log=resumed))
             self._add(step, summary.text("settings", f"```\n{json.dumps(self.settings, indent=1)}\n```"))
 
     def _add(self, step: int, content: Any) -> None:
@@ -113,7 +116,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Finish TensorBoard's file; on a full disk, which has been reported, as far as it got."""
-        if self.writes:
+        if self.events is not None:
             with contextlib.suppress(OSError):
                 self.events.close()
 

@@ -33,14 +33,17 @@ def run_script(run: Callable[[Any], None], settings: Any, doc: str) -> None:
     torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
     with redirect_stdout(Unbroken(sys.stdout)), redirect_stderr(Unbroken(sys.stderr)):  # type: ignore[type-var]
         try:
-            run(chosen)
+            try:
+                run(chosen)
+            finally:
+                sys.stdout.flush()  # here, where it is known that its reader may have left
         except (InputError, OSError) as error:
             print(f"error: {error if isinstance(error, InputError) else explained(error)}", file=sys.stderr)
             raise SystemExit(2) from None
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            fix = "testing, give a smaller --tile; training, a smaller --batch_size, or a larger --accumulate"
+            fix = "when testing, give a smaller --tile; when training, a smaller --batch_size or a larger --accumulate"
             print(f"error: out of memory; {fix}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
@@ -77,8 +80,9 @@ class Unbroken:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, a GPU or the CPU's allocator (which has no type of its own) found no memory."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    """Whether Python or an allocator of torch, not all of which have a type of their own, ran out of memory."""
+    texts = ("can't allocate memory", "not enough memory", "out of memory")  # of Linux, Windows and MPS
+    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
 
 
 def explained(error: OSError) -> str:

@@ -35,7 +35,7 @@ class Processes:
         """Return the device of --device; of several GPUs, each process takes its own."""
         device = choose_device(name)
         if device.type == "cuda" and device.index is None and self.size > 1:
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK") or 0))
             torch.cuda.set_device(device)
         return device
 
@@ -51,7 +51,7 @@ class Processes:
         reminder = threading.Timer(60, lambda: print(waiting, file=sys.stderr, flush=True))
         reminder.daemon = True
         reminder.start()
-        dist.init_process_group(backend, store=_store(), rank=self.rank, world_size=self.size)
+        dist.init_process_group(backend, store=_store(self.rank), rank=self.rank, world_size=self.size)
         reminder.cancel()
         self.parallel: nn.Module | None = None
         try:
@@ -64,7 +64,7 @@ class Processes:
                 "The same command resumes from the last training state"
             ) from error
         finally:
-            if self.parallel is not None:  # or torch may wait for ever in taking it down (seen with 2.11)
+            if self.parallel is not None:  # or torch may wait for ever while tearing it down (seen with 2.11)
                 self.parallel.reducer = self.parallel.logger = None
             dist.destroy_process_group()
 
@@ -109,7 +109,7 @@ class Processes:
         return values.cpu()
 
 
-def _store() -> dist.Store:
+def _store(rank: int) -> "dist.Store":  # some builds of torch have none
     """Return where the processes find each other: torchrun's store, under a different name for every restart.
 
     Under one name, as in torch, restarted processes find the addresses of those that ended, and wait for
@@ -118,5 +118,5 @@ def _store() -> dist.Store:
     names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT", "GROUP_WORLD_SIZE")
     address, port, restarts, machines = (os.environ.get(name, "0") for name in names)
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun; otherwise by the main process
-    store = dist.TCPStore(address, int(port), is_master=not hosted and os.environ["RANK"] == "0")
+    store = dist.TCPStore(address, int(port), is_master=not hosted and rank == 0)
     return dist.PrefixStore(f"training, restart {restarts if machines == '1' else 0}", store)

@@ -92,8 +92,8 @@ def read_image(path: Path) -> DecodedImage:
         found = _decode(data)
     except InputError as error:
         raise InputError(f"{path}: {error}; convert it to PNG") from None
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        raise InputError(f"{path}: too little memory to read it; close other programs, or make it smaller") from error
     except Exception:  # what the readers raise for damaged files is of any kind
         found = None
     if found is None:
@@ -147,7 +147,7 @@ def _by_tifffile(data: bytes) -> DecodedImage | None:
         page: Any = file.pages.first
         kind, planes = page.photometric.name, page.samplesperpixel
         colours = {"MINISBLACK": 1, "MINISWHITE": 1, "RGB": 3}.get(kind)
-        if page.imagewidth * page.imagelength > MOST_PIXELS:
+        if page.imagewidth * page.imagelength * page.imagedepth > MOST_PIXELS:
             return None
         if colours and planes - colours > 1:
             raise InputError(f"a TIFF of {planes} channels is not read")

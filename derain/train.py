@@ -172,10 +172,10 @@ def train(
             done = f"already trained for {training.step} steps"
             processes.say(f"{settings.save_path}: {done}; raise --epochs to continue")
             return
-        folder.begin(training.step, environment(device))
-        processes.say(f"{len(data.pairs)} pairs, step {training.step}, {device} {training.precision}")
         try:
             with contextlib.closing(folder):
+                folder.begin(training.step, environment(device))
+                processes.say(f"{len(data.pairs)} pairs, step {training.step}, {device} {training.precision}")
                 run_steps(training, data, validation, folder)
         except OSError as error:
             error.filename = error.filename or str(settings.save_path)  # writing to an open file does not name it

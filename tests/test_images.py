@@ -274,6 +274,22 @@ def test_kinds_of_tiff_that_would_be_read_wrongly(tmp_path: Path) -> None:
     assert found.alpha is None and np.array_equal(found.rgb, RGB)
 
 
+def test_a_tiff_that_claims_a_depth(tmp_path: Path) -> None:
+    """Of many planes, which no memory would hold; and whatever else takes too much names the image."""
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", extratags=[(32997, 4, 1, 2**27, True)])
+    assert np.array_equal(read_image(tmp_path / "a.tif").rgb, RGB)
+
+
+def test_an_image_for_which_memory_is_lacking_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(_: bytes) -> None:
+        raise MemoryError
+
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    monkeypatch.setattr("derain.images._decode", decode)
+    with pytest.raises(InputError, match=r"a\.png: too little memory to read it"):
+        read_image(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("most", [100, 255])
 def test_a_ppm_is_scaled_by_its_largest_value(tmp_path: Path, most: int) -> None:
     values = RGB.astype(int) * most // 255

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain_dargnet
@@ -95,6 +96,41 @@ def test_load_network_takes(tmp_path: Path, form: str, network: DARGNet) -> None
     assert not loaded.training
     for key, value in loaded.state_dict().items():
         assert torch.equal(value, state[key])
+
+
+@pytest.mark.parametrize("kind", ["nested", "block", "holds a DARGNet", "weight"])
+def test_prefixes_of_networks_whose_names_repeat(tmp_path: Path, kind: str) -> None:
+    """A key may end as the network's first one does."""
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+            if kind != "weight":
+                self.conv = nn.Conv2d(3, 3, 1)
+            if kind == "block":
+                self.block = nn.ModuleDict({"conv": nn.Conv2d(3, 3, 1)})
+            if kind == "holds a DARGNet":
+                self.head, self.net = nn.Sequential(nn.Conv2d(3, 3, 1)), DARGNet(4, 1)
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(nn.Conv2d(3, 3, 1))) if kind == "nested" else Named()
+
+    state = {f"module.{key}": value + 1 for key, value in build().state_dict().items()}
+    torch.save(state, tmp_path / "weights.pth")
+    for key, value in load_network(tmp_path / "weights.pth", build()).state_dict().items():
+        assert torch.equal(value, state[f"module.{key}"])
+
+
+def test_parts_that_are_left_out_are_named(
+    tmp_path: Path, network: DARGNet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = {f"net.{key}": value for key, value in network.state_dict().items()}
+    torch.save(state | {"refine.weight": torch.ones(1), "refine.bias": torch.ones(1)}, tmp_path / "weights.pth")
+    load_network(tmp_path / "weights.pth")
+    line = "weights: 2 tensors without the prefix net. are left out, such as refine.weight"
+    assert capsys.readouterr().out == f"{line}\n"
 
 
 def test_load_network_builds_the_size_in_the_file(tmp_path: Path) -> None:

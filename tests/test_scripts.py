@@ -566,7 +566,6 @@ def test_results_never_replace_their_inputs(inline: Command, tmp_path: Path, wei
     assert {path: path.read_bytes() for path in before} == before
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
 @pytest.mark.slow
 def test_nothing_needs_more_than_windows_has(tmp_path: Path, weights: Path) -> None:
     """Training and testing without POSIX's modules, functions and signals, and with processes started by spawn."""
@@ -598,6 +597,7 @@ for script, *arguments in (
     assert len(list((tmp_path / "out").glob("rain-*.png"))) == 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
 def test_a_file_name_that_is_no_text(inline: Command, tmp_path: Path, weights: Path) -> None:
     """As unpacked from archives of other encodings."""
     (tmp_path / "photos").mkdir()

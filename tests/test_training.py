@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -186,17 +187,39 @@ def test_a_full_disk_under_tensorboards_file(settings: TrainSettings, monkeypatc
     assert threading.active_count() == threads
 
 
-def test_a_state_that_may_not_be_read_is_not_called_damaged(
-    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "error", [PermissionError(errno.EACCES, "denied"), MemoryError(), RuntimeError("can't allocate memory")]
+)
+def test_a_state_that_cannot_be_read_now_is_not_called_damaged(
+    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     train(settings, max_steps=1)
 
     def load(*_: object, **__: object) -> None:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "state_latest.pth")
+        raise error
 
     monkeypatch.setattr(torch, "load", load)
-    with pytest.raises(PermissionError):
+    with pytest.raises(type(error)):
         train(settings, max_steps=2)
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_both_parts_of_a_run(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an interrupt, with what was written at the step from which it resumed, and once."""
+    reader = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="an extra requirement"
+    )
+    options = {"validation": 1, "validate_every": 2, "max_steps": 6}
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings, **options)
+    time.sleep(1.1)  # files are named by the second
+    train(settings, **options)
+    events = reader.EventAccumulator(str(settings.save_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("validation/psnr_y")] == [2, 4, 6]
+    assert [event.step for event in events.Images("rainy_derained_clean")] == [2, 4, 6]
+    assert "patch_size" in str(events.Tensors("settings/text_summary")[0].tensor_proto)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])

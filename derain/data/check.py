@@ -97,10 +97,9 @@ def look_at(path: Path) -> Folder:
     if label := synthetic_label(path):
         say("label", f"{label}, made by derain.data.synthesize")
     say("set", f"{identity.label}; {identity.exact} of {len(images)} {kind} have the original's pixels")
-    for line in identity.lines:
-        say("set", line)
-    for line in identify.shared_with_tests(images, identity):
-        say("tests", line)
+    shared = identify.shared_with_tests(images, identity)
+    for title, line in [*(("set", line) for line in identity.lines), *(("tests", line) for line in shared)]:
+        say(title, line)
     return Folder(path, images, faulty or identity.wrong, unusable)
 
 
