@@ -259,12 +259,12 @@ def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Modul
     state = convert_state_dict(read_state_dict(path), wanted=network.state_dict() if network else ())
     if network is None:
         network = DARGNet(*size_of(state, path))
-    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    own = network.state_dict()
+    wanted = {key: tuple(value.shape) for key, value in own.items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
     differences = [f"missing {k} {wanted[k]}" for k in wanted if k not in found]
     differences += [f"unknown {k} {found[k]}" for k in found if k not in wanted]
     differences += [f"{k} is {found[k]}, not {wanted[k]}" for k in wanted if k in found and found[k] != wanted[k]]
-    own = network.state_dict()
     differences += [f"{k} is {v.dtype}, {v.layout}" for k, v in state.items() if k in own and not _is_alike(v, own[k])]
     if differences:
         more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
@@ -305,10 +305,8 @@ def read_state_dict(path: Path) -> Mapping[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
         raise ValueError(f"{path}: reading it needs safetensors: pip install safetensors") from error
-    except (PermissionError, MemoryError):
-        raise
     except Exception as error:  # torch.load raises half a dozen types for a damaged or unsafe file
-        if "can't allocate memory" in str(error):
+        if isinstance(error, (PermissionError, MemoryError)) or "can't allocate memory" in str(error):
             raise
         kind = type(error).__name__
         raise ValueError(f"{path}: not a readable weights file ({kind}); {_fix(path, error)}") from error

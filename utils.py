@@ -241,11 +241,10 @@ def processor_name() -> str:
 def commit() -> str | None:
     """Return the git commit of this code, with '-dirty' if files differ from it; None outside a clone of it."""
     folder = Path(__file__).resolve().parent
-    command = ["git", f"--git-dir={folder}/.git", f"--work-tree={folder}", "describe", "--always", "--dirty"]
+    describe = ("describe", "--always", "--dirty", "--abbrev=12")
+    command = ["git", f"--git-dir={folder}/.git", f"--work-tree={folder}", *describe]
     try:
-        return subprocess.run(
-            [*command, "--abbrev=12"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

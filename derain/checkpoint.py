@@ -71,7 +71,7 @@ class RunFolder:
             (self.folder / "tensorboard").mkdir(exist_ok=True)
             # Not SummaryWriter: its thread would end on a full disk, and the run then wait for it for ever.
             self.events = EventsWriter(str(self.folder / "tensorboard/events"))
-            resumed = SessionLog(status=SessionLog.START)  # what an earlier part wrote of this step on is void
+            resumed = SessionLog(status=SessionLog.START)  # what an earlier part wrote after this step is void
             self.events.write_event(Event(step=step + 1, wall_time=time.time(), session_log=resumed))
             self._add(step, summary.text("settings", f"```\n{json.dumps(self.settings, indent=1)}\n```"))
 
