@@ -5,7 +5,7 @@
 
 The HDF5 file holds every image once, as uint8. Patches are cut when they are read, so patch
 size, stride and flips are choices of the run and need no second copy of the data. How files are paired by their
-names is in derain/data/pairs.py.
+names is in derain/pairs.py.
 """
 
 import hashlib
@@ -25,10 +25,10 @@ from scipy.cluster.hierarchy import DisjointSet
 from torch.utils.data import Dataset
 
 from derain.cli import check_folder
-from derain.data.pairs import Pair, find_pairs, read_pair, strict_raintrainh
+from derain.pairs import Pair, find_pairs, read_pair, strict_raintrainh
+from derain.synthesize import SYNTHETIC_MARKER
 from utils import InputError, write_atomically
 
-SYNTHETIC_MARKER = "synthetic.json"  # in every folder that derain.data.synthesize made
 # Files are opened with locking=False: they are renamed when complete, and some file systems have no locks.
 FORMAT, VERSION = "DARGNet training pairs", 1
 

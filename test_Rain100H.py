@@ -11,7 +11,7 @@ from pathlib import Path
 
 from derain.cli import run_script
 from derain.evaluate import EvalSettings, evaluate
-from derain.test_sets import RAIN100H
+from derain.sets import RAIN100H
 from networks import load_network
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from derain.cli import run_script
 from derain.evaluate import EvalSettings, evaluate
-from derain.test_sets import RAIN12
+from derain.sets import RAIN12
 from networks import load_network
 
 

@@ -21,9 +21,9 @@ import torch
 from benchmarks import plain_dargnet
 from benchmarks.common import measure, report, summarise, tell_if_without_gpu
 from derain.cli import run_script, setting
-from derain.data.synthesize import add_rain, free_photographs, rain_layer
 from derain.inference import derain, weights_file
 from derain.optimized import fold
+from derain.synthesize import add_rain, free_photographs, rain_layer
 from networks import DARGNet, load_network, published_names
 from SSIM import psnr
 from utils import choose_device, quantize, to_image, to_tensor

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.common import measure, report, summarise
 from derain.cli import run_script, setting
-from derain.data.synthesize import free_photographs, write_set
+from derain.synthesize import free_photographs, write_set
 from DerainDataset import DerainDataset, prepare
 
 SAMPLES = 400  # per measured call

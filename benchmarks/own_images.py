@@ -26,8 +26,8 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from derain.cli import run_script, setting
-from derain.data.synthesize import KINDS, add_rain, free_photographs, rain_layer
 from derain.inference import derain_image, open_network
+from derain.synthesize import KINDS, add_rain, free_photographs, rain_layer
 from derain.video import derain_video
 from SSIM import psnr_y
 from utils import keep_freed_memory

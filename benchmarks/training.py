@@ -23,9 +23,9 @@ from torch import Tensor
 from benchmarks import plain_dargnet
 from benchmarks.common import measure, report, summarise, tell_if_without_gpu
 from derain.cli import run_script, setting
-from derain.data.synthesize import add_rain, free_photographs, rain_layer
 from derain.optim import Muon
 from derain.optimized import speed_up
+from derain.synthesize import add_rain, free_photographs, rain_layer
 from networks import DARGNet, convert_state_dict
 from SSIM import SSIM
 from utils import choose_device, to_tensor

@@ -18,13 +18,13 @@ import numpy as np
 
 from derain import figure, page
 from derain.cli import Progress, check_folder
-from derain.data.pairs import Pair, rainy_file, read_pair
+from derain.pairs import Pair, rainy_file, read_pair
 from derain.image_output import like, visible, write_image
 from derain.images import DecodedImage, read_image
 from derain.inference import Loader, derain_image, open_network, parse_tile, weights_file
 from derain.inputs import EvalSettings, Images, collect
 from derain.results import MadeWith, OutputPaths, identical, refuse_replacing, summary_lines, table, write_results
-from derain.test_sets import TestSet
+from derain.sets import TestSet
 from derain.video import derain_video, is_video
 from networks import load_network
 from SSIM import PROTOCOL, image_metrics

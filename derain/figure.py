@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from derain.data.pairs import Pair, rainy_file
 from derain.images import read_rgb
+from derain.pairs import Pair, rainy_file
 from derain.results import OutputPaths, refuse_replacing
 from SSIM import WINDOW, luma, psnr_y, ssim_y
 from utils import InputError, atomic_path

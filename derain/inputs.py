@@ -7,11 +7,11 @@ from pathlib import Path
 
 from derain import figure
 from derain.cli import check_folder, setting, text_to_paths
-from derain.data.identify import identify_pairs
-from derain.data.pairs import Pair, find_pairs, find_rainy, folders_below, is_open_folder, list_images, rainy_file
-from derain.data.synthesize import stand_in, synthetic_label
+from derain.identify import identify_pairs
+from derain.pairs import Pair, find_pairs, find_rainy, folders_below, is_open_folder, list_images, rainy_file
+from derain.synthesize import stand_in, synthetic_label
 from derain.results import OutputPaths, output_paths
-from derain.test_sets import TestSet
+from derain.sets import TestSet
 from derain.video import VIDEO_SUFFIXES
 from utils import InputError
 

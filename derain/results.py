@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from derain.data.pairs import Pair, rainy_file
 from derain.images import DecodedImage, read_image
-from derain.test_sets import TestSet
+from derain.pairs import Pair, rainy_file
+from derain.sets import TestSet
 from utils import InputError, write_atomically, write_json
 
 METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")

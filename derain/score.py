@@ -22,14 +22,14 @@ import numpy as np
 
 from derain import figure, page
 from derain.cli import check_folder, run_script, setting
-from derain.data.fingerprints import ALIKE, agreement, content_signs
-from derain.data.identify import identify_pairs
-from derain.data.pairs import Pair, by_key, find_pairs, images_in, name_key
-from derain.data.synthesize import synthetic_label
+from derain.fingerprints import ALIKE, agreement, content_signs
+from derain.identify import identify_pairs
 from derain.images import read_rgb
+from derain.pairs import Pair, by_key, find_pairs, images_in, name_key
 from derain.score_tables import FORMATS, INPUT, Row, Scored, Target, tables
 from derain.scores import PROTOCOLS, score
-from derain.test_sets import TEST_SETS
+from derain.sets import TEST_SETS
+from derain.synthesize import synthetic_label
 from utils import InputError, usable_cpus
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import ttest_rel
 
-from derain.data.pairs import Pair
 from derain.page import html_table
+from derain.pairs import Pair
 from derain.scores import PROTOCOLS
-from derain.test_sets import DARGNET, PUBLISHED, TestSet
+from derain.sets import DARGNET, PUBLISHED, TestSet
 from utils import plain
 
 INPUT = "rainy input"

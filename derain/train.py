@@ -190,7 +190,7 @@ def load_data(
         synthetic = f"datasets/train/synthetic_{settings.rain}"
         raise InputError(
             f"{settings.data_path}: no such folder; see datasets/README.md for where to get the data sets, or make "
-            f"synthetic rain (python -m derain.data.synthesize --rain {settings.rain} --out {synthetic}) and add "
+            f"synthetic rain (python -m derain.synthesize --rain {settings.rain} --out {synthetic}) and add "
             f"--data_path {synthetic}"
         )
     packed = processes.main_process_first(

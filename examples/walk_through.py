@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from derain.cli import run_script, setting
-from derain.data.synthesize import KINDS, add_rain, centre, free_photographs, rain_layer
 from derain.figure import Row, crop_place, save, sheet_of
 from derain.inference import derain
 from derain.optimized import optimize
+from derain.synthesize import KINDS, add_rain, centre, free_photographs, rain_layer
 from networks import load_network, receptive_field_radius
 from SSIM import image_metrics, psnr_y
 from utils import InputError, quantize, to_image, to_tensor

@@ -1,4 +1,4 @@
-"""Make derain/data/fingerprints.json from BSDS500 and the sets themselves, and print the margins of the matches.
+"""Make derain/fingerprints.json from BSDS500 and the sets themselves, and print the margins of the matches.
 
 python -m tests.make_fingerprints --bsds500 my/BSDS500        # a minute
 """
@@ -14,9 +14,17 @@ import cv2
 import numpy as np
 
 from derain.cli import run_script, setting
-from derain.data.fingerprints import ALIKE, FIX, STORE, agreement, content_signs, find_bsds500, pixel_hash
-from derain.data.pairs import find_pairs
+from derain.fingerprints import (
+    ALIKE,
+    FIX,
+    STORE,
+    agreement,
+    content_signs,
+    find_bsds500,
+    pixel_hash,
+)
 from derain.images import read_rgb
+from derain.pairs import find_pairs
 from utils import InputError, write_json
 
 ORIGINALS = {  # where the rainy images are looked for

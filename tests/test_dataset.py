@@ -17,7 +17,7 @@ import torch
 from conftest import ROOT, scene, write, write_pairs
 from torch.utils.data import DataLoader
 
-from derain.data.pairs import find_pairs, read_pair
+from derain.pairs import find_pairs, read_pair
 from DerainDataset import DerainDataset, line_digests, packed_files, prepare, split_by_background
 from utils import InputError
 

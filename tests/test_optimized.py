@@ -25,7 +25,7 @@ from derain.optimized import (
     output_and_gradients,
     speed_up,
 )
-from derain.test_sets import RAIN12
+from derain.sets import RAIN12
 from networks import DARGNet, DualAttention, ResidualGroup
 from SSIM import SSIM
 from utils import to_tensor

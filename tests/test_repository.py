@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SCRIPTS
 
-from derain.test_sets import TEST_SETS, known_scores
+from derain.sets import TEST_SETS, known_scores
 from networks import load_network
 from utils import sha256_of
 
@@ -75,7 +75,7 @@ def test_the_committed_weights_are_the_documented_ones(name: str) -> None:
 
 
 def test_documents_quote_the_known_scores() -> None:
-    """The table of logs/README.md has each method's line as `python -m derain.test_sets` prints it."""
+    """The table of logs/README.md has each method's line as `python -m derain.sets` prints it."""
     table = (ROOT / "logs/README.md").read_text().splitlines()
     assert [line for line in known_scores() if line not in table] == []
     readme = (ROOT / "README.md").read_text()

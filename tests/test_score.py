@@ -22,7 +22,7 @@ from test_ssim import vector
 from derain.images import read_rgb
 from derain.score_tables import Column, Scored, Target, difference, means, ranks, tables, verdict
 from derain.scores import PROTOCOLS, score
-from derain.test_sets import RAIN12, RAIN100L
+from derain.sets import RAIN12, RAIN100L
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -21,16 +21,16 @@ from conftest import ROOT, SCRIPTS, scene, write, write_pairs
 from PIL import Image
 
 from derain import inputs
-from derain.data import identify
-from derain.data.fingerprints import KnownSet, pixel_hash
-from derain.data.pairs import find_pairs
-from derain.data.synthesize import stand_in
+from derain import identify
+from derain.fingerprints import KnownSet, pixel_hash
+from derain.pairs import find_pairs
+from derain.synthesize import stand_in
 from derain.evaluate import tile_progress
 from derain.image_output import write_image
 from derain.images import DecodedImage, read_image, read_rgb
 from derain.inference import derain_image
 from derain.results import METRICS, summary_lines, table
-from derain.test_sets import RAIN12
+from derain.sets import RAIN12
 from DerainDataset import DerainDataset
 from networks import DARGNet, load_network
 from SSIM import image_metrics, psnr_y
@@ -128,7 +128,7 @@ def test_the_command_for_synthetic_training_works(inline: Command, tmp_path: Pat
     write(tmp_path / "photos/a.png", scene(1)[1])
     out = "datasets/train/synthetic_light"
     arguments = ("--rain", "light", "--photos", "photos", "--layers", "2", "--out", out)
-    result = inline("derain.data.synthesize", *arguments)
+    result = inline("derain.synthesize", *arguments)
     assert result.returncode == 0, result.stderr
     result = inline("train_rain100L.py", "--data_path", out, "--save_path", "run", *TINY_TRAINING)
     assert result.returncode == 0, result.stderr

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import scene, write
 
-from derain.data import synthesize
-from derain.data.pairs import find_pairs, read_pair
+from derain import synthesize
+from derain.pairs import find_pairs, read_pair
 from utils import InputError
 
 # Of the real sets' layers: share of pixels with rain, mean, 90th and 99th percentile in grey levels.

@@ -31,10 +31,10 @@ import train_rain100L
 from derain import checkpoint, steps
 from derain import train as training
 from derain.cli import parse_settings
-from derain.data.pairs import find_pairs, read_pair
 from derain.distributed import Processes
 from derain.inference import derain_image
 from derain.optimized import fold
+from derain.pairs import find_pairs, read_pair
 from derain.patches import GridPatches, RandomPatches
 from derain.steps import Training
 from derain.train import RECIPES, TrainSettings, validate

@@ -1,7 +1,7 @@
 """Print what folders of images hold: which set, which copy of it, whether pairs fit, and what leaks between folders.
 
-    python -m derain.data.check datasets/test/Rain100L                              # one set
-    python -m derain.data.check datasets/train/RainTrainL datasets/test/Rain12      # and shared backgrounds
+    python -m derain.check datasets/test/Rain100L                              # one set
+    python -m derain.check datasets/train/RainTrainL datasets/test/Rain12      # and shared backgrounds
 
 Any layout of datasets/README.md is recognised; so is a folder of images without pairs, such as clean sides alone.
 Sets are identified by fingerprints of their pixels (fingerprints.json); backgrounds are matched by what they show,
@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
+from derain import identify
 from derain.cli import run_script, setting
-from derain.data import identify
-from derain.data.pairs import Pair, UnknownLayout, find_pairs, find_rainy, name_key, read_pair
-from derain.data.synthesize import synthetic_label
 from derain.images import read_rgb
+from derain.pairs import Pair, UnknownLayout, find_pairs, find_rainy, name_key, read_pair
+from derain.synthesize import synthetic_label
 from SSIM import WINDOW, ssim_y
 from utils import InputError
 
@@ -95,7 +95,7 @@ def look_at(path: Path) -> Folder:
     identity = identify.identify(images)
     faulty = print_rain(images, identity) if paired else False
     if label := synthetic_label(path):
-        say("label", f"{label}, made by derain.data.synthesize")
+        say("label", f"{label}, made by derain.synthesize")
     say("set", f"{identity.label}; {identity.exact} of {len(images)} {kind} have the original's pixels")
     shared = identify.shared_with_tests(images, identity)
     for title, line in [*(("set", line) for line in identity.lines), *(("tests", line) for line in shared)]:

@@ -1,6 +1,6 @@
 """Cut images that show clean and rainy side by side, as Rain800's, into folders rainy/ and clean/.
 
-    python -m derain.data.halves my/Rain800/test --out datasets/test/Rain800
+    python -m derain.halves my/Rain800/test --out datasets/test/Rain800
 
 Rain brightens: the half that is darker in at least nine of ten images is taken for the clean one; --clean says so.
 """
@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from derain.cli import check_folder, run_script, setting
-from derain.data.pairs import images_in
 from derain.image_output import write_image
 from derain.images import DecodedImage, read_rgb
+from derain.pairs import images_in
 from derain.results import refuse_same_names
 from utils import InputError
 

@@ -1,4 +1,4 @@
-"""derain.data.check and .rebuild: sets identified by fingerprints, pairs that don't fit, leaks, restored clean sides.
+"""derain.check and .rebuild: sets identified by fingerprints, pairs that don't fit, leaks, restored clean sides.
 
 The real sets are not needed: fingerprints of small images stand in for those of the photographs.
 """
@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 from conftest import LAYOUT_PATTERNS, scene, write, write_pairs
 
-from derain.data import check, fingerprints, identify, rebuild
-from derain.data.pairs import (
+from derain import check, fingerprints, identify, rebuild
+from derain.images import read_rgb
+from derain.pairs import (
     BSD300_PHOTOGRAPHS,
     RAIN100_BACKGROUNDS,
     RAINTRAINH_PAIRS,
     find_pairs,
     is_strict,
 )
-from derain.images import read_rgb
 from utils import InputError
 
 
@@ -443,13 +443,13 @@ def test_photographs_are_checked(known: Path, bsds500: Path, tmp_path: Path) -> 
 def test_the_real_commands(inline: Callable, tmp_path: Path) -> None:
     """Exit statuses as a shell sees them; --help says what they mean."""
     folder = write_pairs(tmp_path / "set", 2, height=16, width=16)
-    assert inline("derain.data.check", "set").returncode == 0
+    assert inline("derain.check", "set").returncode == 0
     write(folder / "norain-001.png", np.full((16, 16, 3), 255, np.uint8))
-    ended = inline("derain.data.check", "set")
+    ended = inline("derain.check", "set")
     assert (ended.returncode, ended.stderr) == (1, "")
     assert "WRONG in 1 of 2 pairs" in ended.stdout
-    ended = inline("derain.data.rebuild", "--bsds500", "nowhere")
+    ended = inline("derain.rebuild", "--bsds500", "nowhere")
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
     assert ended.stderr.startswith("error: nowhere: no such folder")
-    ended = inline("derain.data.check", "--help")
+    ended = inline("derain.check", "--help")
     assert "exit status: 0 all is well; 1 something is wrong with the data" in ended.stdout

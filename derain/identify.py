@@ -10,8 +10,16 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from derain.data.fingerprints import SIZE, KnownSet, content_signs, first_match, known_sets, photographs, pixel_hash
-from derain.data.pairs import Pair, is_strict, read_pair
+from derain.fingerprints import (
+    SIZE,
+    KnownSet,
+    content_signs,
+    first_match,
+    known_sets,
+    photographs,
+    pixel_hash,
+)
+from derain.pairs import Pair, is_strict, read_pair
 from SSIM import psnr_y
 from utils import InputError
 

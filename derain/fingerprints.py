@@ -15,8 +15,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from derain.data.pairs import BSD300_PHOTOGRAPHS, RAINTRAINH_PAIRS, list_images
-from derain.test_sets import TEST_SETS
+from derain.pairs import BSD300_PHOTOGRAPHS, RAINTRAINH_PAIRS, list_images
+from derain.sets import TEST_SETS
 from utils import InputError
 
 STORE = Path(__file__).with_name("fingerprints.json")

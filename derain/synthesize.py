@@ -1,7 +1,7 @@
 """Put synthetic rain on photographs: a labelled stand-in where a real data set is missing.
 
-    python -m derain.data.synthesize --rain heavy --out datasets/test/my_heavy
-    python -m derain.data.synthesize --rain light --photos my_photos --layers 6 --out datasets/train/my_light
+    python -m derain.synthesize --rain heavy --out datasets/test/my_heavy
+    python -m derain.synthesize --rain light --photos my_photos --layers 6 --out datasets/train/my_light
 
 Without --photos it takes colour photographs that scikit-image ships (no download). The rain is one grey layer, added to
 the photograph and clipped, as in RainTrainH/L, Rain100H/L and Rain12; density, brightness, length and direction of the
@@ -23,12 +23,12 @@ import numpy as np
 import skimage.data
 
 from derain.cli import run_script, setting
-from derain.data.pairs import list_images
 from derain.image_output import write_image
 from derain.images import DecodedImage, read_rgb
-from DerainDataset import SYNTHETIC_MARKER
+from derain.pairs import list_images
 from utils import InputError, write_json
 
+SYNTHETIC_MARKER = "synthetic.json"  # in every folder that was made here
 VERSION = 1  # of the generator: raise it when the same seed gives other images
 MARGIN = 64  # pixels around the image where streaks that reach into it may begin
 OWN_FILES = re.compile(r"rainy|norain-[0-9]+\.png|synthetic\.json")  # in a synthetic set

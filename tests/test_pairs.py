@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 from conftest import LAYOUT_PATTERNS, scene, write, write_pairs
 
-from derain.data.pairs import Pair, UnknownLayout, find_pairs, find_rainy, is_strict, read_pair, strict_raintrainh
+from derain.pairs import (
+    Pair,
+    UnknownLayout,
+    find_pairs,
+    find_rainy,
+    is_strict,
+    read_pair,
+    strict_raintrainh,
+)
 from utils import InputError
 
 # Trees by name. R rainy, C clean, S streaks alone, B rainy and clean side by side, O others, - no image;
@@ -80,11 +88,11 @@ REJECTED: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "side by side": (
         ("B norain-00{n}.png",),
-        r"put the rainy .* shows both side by side: python -m derain\.data\.halves",
+        r"put the rainy .* shows both side by side: python -m derain\.halves",
     ),
     "side by side, numbers": (
         ("B {n}.jpg",),
-        r"put the rainy .* shows both side by side: python -m derain\.data\.halves",
+        r"put the rainy .* shows both side by side: python -m derain\.halves",
     ),
     "Rain1400 in one folder": (("R 90{n}_{r}.jpg", "C 90{n}.jpg"), r"put the rainy images into rainy/ and the clean"),
     "two sets": (
@@ -172,7 +180,7 @@ def test_images_with_two_halves_are_cut(tmp_path: Path, clean: str, inline: Call
     for n in (1, 2, 3):
         rainy, dry = scene(n, 32, 40)
         write(tmp_path / f"both/{n}.png", np.hstack([dry, rainy] if clean == "left" else [rainy, dry]))
-    command = ("derain.data.halves", "both", "--out")
+    command = ("derain.halves", "both", "--out")
     assert inline(*command, "cut").stdout == f"cut: 3 pairs, clean images from the {clean} half\n"
     pairs = find_pairs(tmp_path / "cut")
     for n, pair in enumerate(pairs, 1):
@@ -200,7 +208,7 @@ def test_images_are_left_out_only_where_the_line_says_so(tmp_path: Path, capsys:
 
 
 def test_folders_that_are_no_set_are_of_an_unknown_layout(tmp_path: Path) -> None:
-    """derain.data.check looks at those as images without pairs; a set with a fault is an error there."""
+    """derain.check looks at those as images without pairs; a set with a fault is an error there."""
     plant(tmp_path / "none", ("C {n}.png",))
     with pytest.raises(UnknownLayout):
         find_pairs(tmp_path / "none")

@@ -18,7 +18,7 @@ RAINY_FOLDERS = ("rainy", "rain", "input", "lq", "in", "data", "rainy_image", "r
 CLEAN_FOLDERS = ("clean", "groundtruth", "ground_truth", "gt", "norain", "target", "label")
 FIX = (
     "put the rainy images into rainy/ and the clean ones into clean/, under the same names, or name the folder of the "
-    "clean ones by --clean_dir (if each file shows both side by side: python -m derain.data.halves); "
+    "clean ones by --clean_dir (if each file shows both side by side: python -m derain.halves); "
     "datasets/README.md lists the known layouts"
 )
 NESTING = 3  # levels of folders to look through for the set

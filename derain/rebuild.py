@@ -1,7 +1,7 @@
 """Restore the clean sides of Rain100H, Rain100L, RainTrainH and RainTrainL from the photographs of BSDS500.
 
-    python -m derain.data.rebuild --bsds500 my/BSDS500 --out datasets            # 2,200 images
-    python -m derain.data.rebuild --bsds500 my/BSDS500 --sets Rain100H           # one set
+    python -m derain.rebuild --bsds500 my/BSDS500 --out datasets            # 2,200 images
+    python -m derain.rebuild --bsds500 my/BSDS500 --sets Rain100H           # one set
 
 Use it if you have the rainy images, but clean ones that are missing or doubtful. Names and folders are PReNet's:
 test/Rain100H/norain-001.png, train/RainTrainH/norain-1.png. Every photograph is checked against its fingerprint before
@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from derain.cli import run_script, setting
-from derain.data.fingerprints import FIX, find_bsds500, known_sets, photographs, pixel_hash
-from derain.data.pairs import list_images, name_key
+from derain.fingerprints import FIX, find_bsds500, known_sets, photographs, pixel_hash
 from derain.image_output import write_image
 from derain.images import DecodedImage, read_rgb
+from derain.pairs import list_images, name_key
 from utils import InputError
 
 # PReNet's names of the clean images.
