@@ -18,22 +18,58 @@ faster, and in exact tiles.
 
 from __future__ import annotations
 
-import pickle
 import re
-from collections.abc import Collection, Mapping
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
-def conv3x3(inputs: int, outputs: int, dilation: int = 1, bias: bool = False, groups: int = 1) -> nn.Conv2d:
+def conv3x3(inputs: int, outputs: int, dilation: int = 1, bias: bool = False) -> nn.Conv2d:
     """A 3x3 convolution that keeps (H, W): the zero padding equals the dilation."""
-    return nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation, bias=bias, groups=groups)
+    return nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation, bias=bias)
+
+
+class FastPReLU(torch.autograd.Function):
+    """PReLU of (N, C, H, W) with one slope (1,), and a vectorised backward pass for the CPU.
+
+    torch's own backward pass first writes the slope's gradient for every value, in a loop that
+    is not vectorised; that takes an eighth of a training step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.slope = slope.item()
+        return F.leaky_relu(x, ctx.slope)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        (x,) = ctx.saved_tensors
+        x_gradient = torch.ops.aten.leaky_relu_backward(gradient, x, ctx.slope, False)
+        by_channel = x.clamp_max(0).mul_(gradient).sum((0, 2, 3))
+        dtype = torch.promote_types(by_channel.dtype, torch.float32)
+        return x_gradient, by_channel.sum(dtype=dtype).view(1)
+
+
+class PReLU(nn.PReLU):
+    """nn.PReLU() for (N, C, H, W), through FastPReLU where that pays: in training on the CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        exports = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if x.device.type != "cpu" or exports or not torch.is_grad_enabled():
+            return super().forward(x)
+        return FastPReLU.apply(x, self.weight)
 
 
 class SpatialAttention(nn.Module):
-    """What surrounds each pixel, at three scales: (N, C, H, W) -> (N, C, H, W).
+    """Features of each pixel's surroundings at three scales: (N, C, H, W) -> (N, C, H, W).
 
     Dilations 1, 2 and 5 see rain streaks of growing width. The scales are joined one after
     the other by ONE shared 1x1 convolution, and one PReLU serves all three places, as in the
@@ -46,7 +82,7 @@ class SpatialAttention(nn.Module):
         self.conv_d2 = conv3x3(channels, channels, dilation=2, bias=True)
         self.conv_d5 = conv3x3(channels, channels, dilation=5, bias=True)
         self.merge = nn.Conv2d(2 * channels, channels, 1)
-        self.act = nn.PReLU()
+        self.act = PReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         near = self.conv_d1(x)  # no activation on this branch
@@ -65,8 +101,8 @@ class ChannelAttention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.depthwise = conv3x3(channels, channels, bias=True, groups=channels)
-        self.act = nn.PReLU()
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.act = PReLU()
         self.pointwise = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,11 +127,11 @@ class ResidualGroup(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.attention1 = DualAttention(channels)
-        self.act1 = nn.PReLU()
+        self.act1 = PReLU()
         self.attention2 = DualAttention(channels)
-        self.act2 = nn.PReLU()
+        self.act2 = PReLU()
         self.conv = conv3x3(channels, channels)
-        self.act3 = nn.PReLU()
+        self.act3 = PReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.act1(self.attention1(x))
@@ -113,21 +149,27 @@ class DARGNet(nn.Module):
     the paper's: 387,495 parameters (the published files store one more scalar, which no layer
     uses), 62.69 GMAC for a 481x321 image.
 
+    receptive_field: how many pixels to each side an output pixel depends on; 60 by default. Tiles
+    are exact with this much overlap. Adapt it when you change the layers.
+
     Raises ValueError for an input that is not (N, 3, H, W).
     """
 
     def __init__(self, channels: int = 32, groups: int = 5) -> None:
         super().__init__()
-        self.head = nn.Sequential(conv3x3(3, channels), nn.PReLU())
-        self.body = nn.Sequential(conv3x3(channels, channels), nn.PReLU())
+        self.head = nn.Sequential(conv3x3(3, channels), PReLU())
+        self.body = nn.Sequential(conv3x3(channels, channels), PReLU())
         self.groups = nn.ModuleList(ResidualGroup(channels) for _ in range(groups))
         self.tail = nn.Sequential(
             conv3x3(channels, channels),
-            nn.PReLU(),
+            PReLU(),
             conv3x3(channels, channels),
-            nn.PReLU(),
+            PReLU(),
             conv3x3(channels, 3),
         )
+        # 1 for each convolution outside the groups; in a group 5 for each attention's widest
+        # dilation, and 1 for the convolution.
+        self.receptive_field = 5 + 11 * groups
 
     def forward(self, rainy: Tensor) -> Tensor:
         if rainy.dim() != 4 or rainy.shape[1] != 3:
@@ -140,201 +182,121 @@ class DARGNet(nn.Module):
 
     @torch.no_grad()
     def start_as_identity(self) -> None:
-        """Rescale fresh weights so that the network starts as nearly the identity, which speeds up training.
+        """Rescale fresh weights to make the network almost the identity, which trains faster.
 
-        Head and tail copy three channels, on top of a third of their random weights; groups and body contribute
-        a tenth of their usual output.
+        Head and tail copy three channels, on top of a third of their random weights; groups and
+        body contribute a tenth of their usual output.
         """
         for group in self.groups:
             group.conv.weight.mul_(0.1)
         self.body[0].weight.mul_(0.1)
-        for conv, scale in ((self.head[0], 0.3), (self.tail[0], 0.3), (self.tail[2], 0.3), (self.tail[4], 0.1)):
+        scales = (self.head[0], 0.3), (self.tail[0], 0.3), (self.tail[2], 0.3), (self.tail[4], 0.1)
+        for conv, scale in scales:
             conv.weight.mul_(scale)
             for i in range(3):
                 conv.weight[i, i, 1, 1] += 1
 
 
-@torch.no_grad()
-def receptive_field_radius(module: nn.Module, channels: int = 3) -> int | None:
-    """Measure how many pixels to each side can change an output pixel: 60 for DARGNet().
-
-    A crop that reaches this far beyond the wanted pixels gives exactly the whole image's values there, which
-    makes tiling exact. The result is None for a network that cannot be tiled: its reach is unlimited (it pools
-    over the whole image) or beyond 512 pixels, or its output does not follow a shift of the input by one pixel.
-
-    module: keeps (N, channels, H, W) and takes images one pixel high. A NaN in the middle of a line of pixels
-    spreads as far as the network reaches, whatever its weights are.
-    """
-    parameter = next(module.parameters(), torch.empty(0))
-    like = {"dtype": parameter.dtype, "device": parameter.device}
-    was_training, middle, radii = module.training, 512, []
-    module.eval()
-    try:
-        for shape in ((1, channels, 1, 2 * middle + 1), (1, channels, 2 * middle + 1, 1)):
-            line = torch.linspace(0, 1, channels * (2 * middle + 1), **like).view(shape)
-            output = module(line)
-            if output.shape[2:] != line.shape[2:]:
-                return None
-            axis = 3 if shape[2] == 1 else 2
-            shifted = module(line.narrow(axis, 1, 2 * middle))
-            spoilt = line.clone()
-            spoilt.narrow(axis, middle, 1).fill_(float("nan"))
-            reached = module(spoilt).isnan().flatten(2).any(dim=1).flatten().nonzero().flatten()
-            radius = int((reached - middle).abs().max()) if len(reached) else 0
-            inner = 2 * (middle - radius)
-            if radius >= middle or not torch.allclose(
-                output.narrow(axis, 1 + radius, inner), shifted.narrow(axis, radius, inner), rtol=1e-3, atol=1e-4
-            ):
-                return None
-            radii.append(radius)
-    except Exception:  # the network rejects such images; third-party networks may raise anything
-        return None
-    finally:
-        module.train(was_training)
-    return max(radii)
-
-
 # ---------------------------------------------------------------- weights
 
+PUBLISHED_KEY = "block1.0.conv2.0.weight"  # which only published state dicts have
+ATTENTION_NAMES = {  # within an attention, as published -> ours
+    "conv_1": "spatial.conv_d1",
+    "conv_2": "spatial.conv_d2",
+    "conv_3": "spatial.conv_d5",
+    "conv_11": "spatial.merge",
+    "PR": "spatial.act",
+    "Ne_conv.0": "channel.depthwise",
+    "Ne_conv.1": "channel.act",
+    "Ne_conv.2": "channel.pointwise",
+}
+GROUP_NAMES = {"block.1": "act1", "block.3": "act2", "conv2.0": "conv", "conv2.1": "act3"}
+for theirs, ours in ATTENTION_NAMES.items():
+    GROUP_NAMES[f"block.0.{theirs}"] = f"attention1.{ours}"
+    GROUP_NAMES[f"block.2.{theirs}"] = f"attention2.{ours}"
 
-def published_names(groups: int) -> dict[str, str]:
-    """Published key prefix -> ours. 'PR.weight' has no counterpart: no layer uses it."""
-    names = {"conv1": "head", "conv2": "body", "conv3": "tail"}
-    spatial = {"conv_1": "conv_d1", "conv_2": "conv_d2", "conv_3": "conv_d5", "conv_11": "merge", "PR": "act"}
-    channel = {"Ne_conv.0": "depthwise", "Ne_conv.1": "act", "Ne_conv.2": "pointwise"}
-    for i in range(groups):
-        theirs, ours = f"block{i + 1}.0", f"groups.{i}"
-        for place, number in (("0", 1), ("2", 2)):
-            for old, new in spatial.items():
-                names[f"{theirs}.block.{place}.{old}"] = f"{ours}.attention{number}.spatial.{new}"
-            for old, new in channel.items():
-                names[f"{theirs}.block.{place}.{old}"] = f"{ours}.attention{number}.channel.{new}"
-        names |= {f"{theirs}.block.1": f"{ours}.act1", f"{theirs}.block.3": f"{ours}.act2"}
-        names |= {f"{theirs}.conv2.0": f"{ours}.conv", f"{theirs}.conv2.1": f"{ours}.act3"}
-    return names
 
-
-def convert_state_dict(state: Mapping[str, Tensor], groups: int = 5, wanted: Collection[str] = ()) -> dict[str, Tensor]:
-    """Give a state dict this file's key names.
-
-    Takes our own state dicts, the 170-tensor published ones, and either of them under any prefix, such as
-    DataParallel's 'module.', torch.compile's '_orig_mod.' or Lightning's 'model.'; keys without it are left out, with a
-    line that says so. Otherwise unknown keys stay, so that load_network can name them. wanted: the keys of another
-    network, which are not changed any further once they are reached.
-    """
-    firsts = (*list(wanted)[:1], "head.0.weight", "block1.0.conv2.0.weight")  # a key that each kind has once
-    prefixes = {key.removesuffix(first) for key in state for first in firsts if key.endswith("." + first)}
-    prefixes = {prefix for prefix in prefixes if wanted and all(prefix + key in state for key in wanted)} or prefixes
-    if len(prefixes) == 1 and set(state) != set(wanted):
-        prefix = prefixes.pop()
-        if others := [key for key in state if not key.startswith(prefix)]:
-            print(f"weights: {len(others)} tensors without the prefix {prefix} are left out, such as {others[0]}")
-        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    if set(state) == set(wanted) or not any(key.startswith("block1.") for key in state):
+def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the published tensors this file's names; other state dicts keep theirs."""
+    if PUBLISHED_KEY not in state:
         return dict(state)
-    longest_first = sorted(published_names(groups).items(), key=lambda pair: -len(pair[0]))
     converted = {}
     for key, value in state.items():
-        if key == "PR.weight":
-            continue
-        match = next(((old, new) for old, new in longest_first if key.startswith(old + ".")), None)
-        converted[match[1] + key[len(match[0]) :] if match else key] = value
+        part, _, kind = key.rpartition(".")  # kind: weight or bias
+        if match := re.fullmatch(r"block(\d+)\.0\.(.+)", part):
+            part = f"groups.{int(match[1]) - 1}.{GROUP_NAMES.get(match[2], match[2])}"
+        else:
+            part = part.replace("conv1", "head").replace("conv2", "body").replace("conv3", "tail")
+        converted[f"{part}.{kind}"] = value
+    converted.pop("PR.weight", None)  # which no layer uses
     return converted
 
 
 def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Module:
-    """Load the weights of a file into a DARGNet of the size that the file holds, or into a given network.
+    """Load a weights file into a DARGNet of the size that the file holds, or into `network`.
 
-    path: a bare state dict (ours or the published ones, saved on any device), also within a mapping, under
-    state_dict, model_state_dict, params_ema, params or as its only one, or a .safetensors file. Only
-    tensors and plain types are read (weights_only), so a file from a stranger cannot run code. The network comes
-    back on the CPU, in eval mode.
+    path: a .safetensors file, or a state dict saved by torch.save on any device, with our names
+    or the published ones. It may be nested in a mapping, and its names may have a prefix such as
+    'module.'; of several the one called ema is taken. A line counts the tensors that are left out.
+    Only tensors and plain types are read (weights_only), so a file from a stranger cannot run
+    code. The network comes back on the CPU, in eval mode.
 
-    Raises FileNotFoundError, PermissionError, MemoryError, or ValueError naming the file and the first keys or shapes
-    that do not fit, or the tensors with values that are not finite.
+    Raises OSError, or ValueError with one line that names the file and what does not fit.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file")
-    state = convert_state_dict(read_state_dict(path), wanted=network.state_dict() if network else ())
+    tensors = read_tensors(path)
+    first = next(iter(network.state_dict())) if network else "head.0.weight"
+    anchors = [k for k in tensors if f".{k}".endswith((f".{first}", f".{PUBLISHED_KEY}"))]
+    anchor = min(anchors, key=lambda k: ("ema" not in k, len(k)), default=first)
+    prefix = anchor.removesuffix(first).removesuffix(PUBLISHED_KEY)
+    inside = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    state = convert_state_dict(inside)
     if network is None:
-        network = DARGNet(*size_of(state, path))
+        channels = state[first].numel() // 27 if first in state else 32  # (channels, 3, 3, 3)
+        groups = [key for key in state if re.fullmatch(r"groups\.\d+\.conv\.weight", key)]
+        network = DARGNet(max(1, channels), len(groups))
+
     own = network.state_dict()
-    wanted = {key: tuple(value.shape) for key, value in own.items()}
-    found = {key: tuple(value.shape) for key, value in state.items()}
-    differences = [f"missing {k} {wanted[k]}" for k in wanted if k not in found]
-    differences += [f"unknown {k} {found[k]}" for k in found if k not in wanted]
-    differences += [f"{k} is {found[k]}, not {wanted[k]}" for k in wanted if k in found and found[k] != wanted[k]]
-    differences += [f"{k} is {v.dtype}, {v.layout}" for k, v in state.items() if k in own and not _is_alike(v, own[k])]
-    if differences:
-        more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
-        name = type(network).__name__
-        raise ValueError(f"{path}: not {name} weights: {'; '.join(differences[:4])}{more}; name another file")
-    spoilt = [key for key, value in state.items() if not torch.isfinite(value.float()).all()]
-    if spoilt:
-        raise ValueError(f"{path}: {spoilt[0]} has values that are not finite; take weights from before they diverged")
-    network.load_state_dict(state)
+    other = [key for key in state if key not in own and not key.endswith((".weight", ".bias"))]
+    for key in other:
+        del state[key]
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(textwrap.shorten(f"{path}: {error}", 300)) from error
+    for key, value in network.state_dict().items():
+        same_kind = state[key].is_floating_point() == value.is_floating_point()
+        if not same_kind or not value.isfinite().all():
+            raise ValueError(f"{path}: {key} must hold finite floating-point numbers")
+    other += [key for key in tensors if not key.startswith(prefix)]
+    if other:
+        print(f"{path}: {len(other)} tensors are left out, such as {other[0]}")
     return network.eval()
 
 
-def _is_alike(value: Tensor, own: Tensor) -> bool:
-    """Whether a tensor is of the kind of a network's own (floating-point, integer or complex), and stored in full."""
-    dense = value.layout == torch.strided and not value.is_meta
-    return dense and value.is_floating_point() == own.is_floating_point() and value.is_complex() == own.is_complex()
-
-
-def size_of(state: Mapping[str, Tensor], path: Path) -> tuple[int, int]:
-    """Return channels and groups of the DARGNet that a state dict belongs to."""
-    head = state.get("head.0.weight")
-    channels = head.shape[0] if head is not None and head.dim() == 4 and len(head) else 32
-    numbers = [int(k.split(".")[1]) for k in state if re.match("groups[.][0-9]+[.]", k)]
-    groups = max(numbers, default=4) + 1
-    if channels > 1024 or groups > 1000:
-        raise ValueError(f"{path}: claims {channels} channels, {groups} groups: not a DARGNet; name another file")
-    return channels, groups
-
-
-def read_state_dict(path: Path) -> Mapping[str, Tensor]:
-    """Return the mapping from names to tensors that a weights file holds, whatever it is wrapped in."""
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a weights file; the names of nested ones are joined by dots."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except ImportError as error:
-        raise ValueError(f"{path}: reading it needs safetensors: pip install safetensors") from error
+            return load_file(path)
+        return flatten(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch.load raises half a dozen types for a damaged or unsafe file
-        if isinstance(error, (PermissionError, MemoryError)) or "can't allocate memory" in str(error):
-            raise
-        kind = type(error).__name__
-        raise ValueError(f"{path}: not a readable weights file ({kind}); {_fix(path, error)}") from error
-    inside = {k: v for k, v in state.items() if _is_state_dict(v)} if isinstance(state, Mapping) else {}
-    known = [key for key in ("state_dict", "model_state_dict", "params_ema", "params") if key in inside]
-    if known or len(inside) == 1:
-        state = inside[(known or list(inside))[0]]
-    if not _is_state_dict(state):
-        has = ", ".join(map(str, list(state)[:6])) if isinstance(state, Mapping) and state else type(state).__name__
-        raise ValueError(f"{path}: holds no state dict (a mapping from names to tensors), but {has}; name another file")
-    return state
+        with path.open("rb") as file:  # raises OSError if that is the reason
+            start = file.read(24).rstrip(b"\0")
+        expected = f"expected a state dict written by torch.save ({type(error).__name__})"
+        raise ValueError(
+            f"{path}: {expected}; it begins with {start!r}: download it again"
+        ) from error
 
 
-def _is_state_dict(content: object) -> bool:
-    items = list(content.items()) if isinstance(content, Mapping) else []
-    return bool(items) and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in items)
-
-
-def _fix(path: Path, error: Exception) -> str:
-    """Say what a file is that cannot be read as weights, and what to do."""
-    with open(path, "rb") as file:
-        start = file.read(200).lstrip().lower()
-    if start.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer: run git lfs pull"
-    if start.startswith((b"<!doctype", b"<html")):
-        return "it is a web page: download the file itself (on GitHub, its raw form)"
-    if start.startswith(b"pk") and not isinstance(error, pickle.UnpicklingError):
-        return "it is a zip archive, perhaps cut off or of a whole repository: download it again, or unpack it first"
-    if isinstance(error, pickle.UnpicklingError) and start.startswith((b"\x80", b"pk")):
-        return "save the network's state_dict() alone"
-    return "download it again"
+def flatten(content: Mapping, prefix: str = "") -> dict[str, Tensor]:
+    """Return all tensors of nested mappings under their joined names."""
+    tensors = {}
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            tensors[f"{prefix}{key}"] = value
+        elif isinstance(value, Mapping):
+            tensors |= flatten(value, f"{prefix}{key}.")
+    return tensors

@@ -24,7 +24,7 @@ from derain.cli import run_script, setting
 from derain.inference import derain, weights_file
 from derain.optimized import fold
 from derain.synthesize import add_rain, free_photographs, rain_layer
-from networks import DARGNet, load_network, published_names
+from networks import DARGNet, convert_state_dict, load_network
 from SSIM import psnr
 from utils import choose_device, quantize, to_image, to_tensor
 
@@ -45,10 +45,11 @@ class Settings:
 
 def published_state(network: DARGNet) -> plain_dargnet.State:
     """The network's numbers under the published names, as the plain formulation takes them."""
-    ours = network.state_dict()
+    published_names = {name: name for name in plain_dargnet.published_shapes()}
+    weights = network.state_dict()
     state = {"PR.weight": torch.zeros(1)}
-    for theirs, name in published_names(5).items():
-        state |= {theirs + key[len(name) :]: value for key, value in ours.items() if key.startswith(name + ".")}
+    for ours, theirs in convert_state_dict(published_names).items():
+        state[theirs] = weights[ours]
     return state
 
 

@@ -24,7 +24,6 @@ from benchmarks import plain_dargnet
 from benchmarks.common import measure, report, summarise, tell_if_without_gpu
 from derain.cli import run_script, setting
 from derain.optim import Muon
-from derain.optimized import speed_up
 from derain.synthesize import add_rain, free_photographs, rain_layer
 from networks import DARGNet, convert_state_dict
 from SSIM import SSIM
@@ -88,7 +87,6 @@ class OurStep:
         self.network = DARGNet()
         self.network.load_state_dict(convert_state_dict(state))
         self.network.to(rainy.device, memory_format=torch.channels_last)
-        speed_up(self.network, prelus=rainy.device.type == "cpu")
         self.rainy, self.clean = (x.to(memory_format=torch.channels_last) for x in (rainy, clean))
         self.bf16, self.ssim = bf16, SSIM().to(rainy.device)
         self.optimizer: torch.optim.Optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-3)

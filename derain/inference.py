@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from derain.blocks import Progress, in_blocks
 from derain.optimized import example, optimize
-from networks import load_network, receptive_field_radius
+from networks import load_network
 from utils import InputError, free_memory, quantize, release_freed_memory, to_image, to_tensor
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -57,11 +57,11 @@ def open_network(
     Raises InputError for foreign weights.
     """
     network = load_weights(path, load)
-    radius, answer = receptive_field_radius(network), answer_of(network)
+    radius, answer = getattr(network, "receptive_field", None), answer_of(network)
     network = optimize(network.to(device or torch.device("cpu")), DTYPES[precision])
-    network.receptive_field_radius, network.answer = radius, answer
+    network.receptive_field, network.answer = radius, answer
     if radius is None:
-        print("the network's receptive field is not limited: images are computed whole, not in tiles", flush=True)
+        print("the network has no receptive_field: images are computed whole, not in tiles", flush=True)
     return network
 
 
@@ -96,10 +96,8 @@ def derain(network: nn.Module, rainy: Tensor, tile: int = 0) -> Tensor:
 
 
 def reach(network: nn.Module) -> int | None:
-    """Return the network's receptive field radius, measured once."""
-    if not hasattr(network, "receptive_field_radius"):
-        network.receptive_field_radius = receptive_field_radius(network)
-    radius: Any = network.receptive_field_radius
+    """Return the network's receptive field to each side in pixels, None if it is not known."""
+    radius: Any = getattr(network, "receptive_field", None)
     return radius
 
 

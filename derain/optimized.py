@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from derain.blocks import InBlocks
-from networks import DARGNet, DualAttention, ResidualGroup, SpatialAttention, conv3x3, receptive_field_radius
+from networks import DARGNet, DualAttention, ResidualGroup, SpatialAttention, conv3x3
 
 # Largest difference from the network as written, relative to the largest value. Both are computed in float64: on noise
 # some trained weights amplify the rounding of float32 until two correct forms differ by a tenth.
@@ -126,9 +126,6 @@ def fold(network: DARGNet, dtype: torch.dtype = torch.float32, blocks: bool = Tr
     Not checked: see `optimize`.
     """
     folded = copy.deepcopy(network).cpu()
-    channels = folded.body[0].out_channels
-    parts = [*folded.groups, folded.tail] if blocks else []  # groups may reach differently far in an edited network
-    radii = [receptive_field_radius(part, channels) for part in parts]
     folded.groups = nn.ModuleList(FoldedResidualGroup(group) for group in folded.groups)
     folded.to(dtype, memory_format=torch.channels_last)
     if dtype != torch.float32:
@@ -136,10 +133,9 @@ def fold(network: DARGNet, dtype: torch.dtype = torch.float32, blocks: bool = Tr
         last = len(folded.tail) - 1
         folded.tail[last].float()
         folded.tail.insert(last, Cast(torch.float32))
-    if blocks and None not in radii:
-        *group_radii, tail_radius = radii
-        folded.groups = nn.ModuleList(map(InBlocks, folded.groups, group_radii))
-        folded.tail = InBlocks(folded.tail, tail_radius)
+    if blocks:
+        folded.groups = nn.ModuleList(InBlocks(group, 11) for group in folded.groups)
+        folded.tail = InBlocks(folded.tail, 3)
     folded.bytes_per_pixel = BYTES_PER_PIXEL * dtype.itemsize // 4
     return folded.requires_grad_(False).eval().to(next(network.parameters()).device)
 
@@ -173,93 +169,6 @@ def close(first: Tensor, second: Tensor) -> bool:
     return first.shape == second.shape and float((first - second).abs().max()) <= limit
 
 
-# ---------------------------------------------------------------- for training
-
-
-class SingleSlopeReLU(torch.autograd.Function):
-    """PReLU with one slope: any float tensor and the slope (1,) -> the same shape.
-
-    torch's own backward pass writes the slope's gradient out for every value before it adds them
-    up, on the CPU in a loop that isn't vectorised: an eighth of a training step.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, slope: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.slope = slope.item()
-        return F.leaky_relu(x, ctx.slope)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        (x,) = ctx.saved_tensors
-        by_channel = x.clamp_max(0).mul_(gradient).sum((0, 2, 3))
-        before = torch.ops.aten.leaky_relu_backward(gradient, x, ctx.slope, False)
-        return before, by_channel.sum(dtype=torch.promote_types(by_channel.dtype, torch.float32)).view(1)
-
-
-class SingleSlopePReLU(nn.PReLU):
-    """nn.PReLU() for (N, C, H, W) with the faster backward pass."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return SingleSlopeReLU.apply(x, self.weight)
-
-
-class LeanDualAttention(DualAttention):
-    """DualAttention with fewer passes over memory: one convolution less (folded_near), sums in place.
-
-    The same values and gradients up to rounding. The weights are folded in every step, and gradients go
-    through that; it costs nothing beside a convolution of images.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        spatial = self.spatial
-        with torch.autocast(x.device.type, enabled=False):  # a product of weights must not be rounded twice
-            near_weight, near_bias = folded_near(spatial)
-        first, second = spatial.merge.weight.split(x.shape[1], dim=1)
-        middle = spatial.act(spatial.conv_d2(x))
-        y = spatial.act(F.conv2d(x, near_weight, near_bias, padding=1).add_(F.conv2d(middle, second)))
-        far = spatial.act(spatial.conv_d5(x))
-        y = F.conv2d(y, first, spatial.merge.bias).add_(F.conv2d(far, second))
-        return (y * self.channel(x)).add_(x)
-
-
 def speed_up(network: nn.Module, prelus: bool = True) -> bool:
-    """Give parts of a network faster forward and backward passes; its parameters and their names stay the same.
-
-    prelus: those too; only worth it on the CPU. Returns whether anything was changed;
-    nothing is if output or gradients would differ from the network as it is written.
-    """
-    plain, fast = (copy.deepcopy(network).cpu().double().train() for _ in range(2))
-    if not _swap(fast, prelus):
-        return False
-    try:
-        same = all(map(close, output_and_gradients(fast), output_and_gradients(plain)))
-    except MISFIT:
-        same = False
-    if same:
-        return _swap(network, prelus)
-    print(f"{type(network).__name__} was edited: it is trained as it is written, without the faster forms", flush=True)
+    """Do nothing: the network is as fast in training as it is written."""
     return False
-
-
-def _swap(network: nn.Module, prelus: bool) -> bool:
-    swapped = False
-    for module in network.modules():
-        if type(module) is DualAttention:
-            module.__class__ = LeanDualAttention  # the same parts under another forward
-            swapped = True
-        elif prelus and type(module) is nn.PReLU and module.num_parameters == 1:
-            module.__class__ = SingleSlopePReLU
-            swapped = True
-    return swapped
-
-
-def output_and_gradients(network: nn.Module) -> list[Tensor]:
-    """Return the network's output for a small random input, and the gradients of its parameters."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # dropout, if the network has any
-        output = network(example().to(next(network.parameters())))
-    weights = torch.linspace(-1, 1, output.numel()).view_as(output)
-    (output * weights).sum().backward()
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in network.parameters()]
-    return [output.detach(), *gradients]

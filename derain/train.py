@@ -21,7 +21,7 @@ from derain.checkpoint import RunFolder
 from derain.cli import Progress, check_folder, interrupts_noted, setting, text_to_paths
 from derain.distributed import Processes
 from derain.inference import DTYPES, derain_image, load_weights
-from derain.optimized import optimize, speed_up
+from derain.optimized import optimize
 from derain.patches import GridPatches, RandomPatches, Stage
 from derain.steps import DivergenceGuard, Meter, Training
 from DerainDataset import DerainDataset, prepare, split_by_background
@@ -231,10 +231,7 @@ def prepare_network(settings: TrainSettings, network: nn.Module, device: torch.d
         network.start_as_identity()
     elif settings.start == "identity":
         print(f"{type(network).__name__} has no start_as_identity(): training starts from its weights as built")
-    network = network.to(device, memory_format=torch.channels_last).train()
-    # Elsewhere than on the CPU, reading the PReLUs' slopes would wait for all work before.
-    speed_up(network, prelus=device.type == "cpu")
-    return network
+    return network.to(device, memory_format=torch.channels_last).train()
 
 
 def open_folder(settings: TrainSettings, training: Training, processes: Processes) -> RunFolder:

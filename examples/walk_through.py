@@ -16,7 +16,7 @@ from derain.figure import Row, crop_place, save, sheet_of
 from derain.inference import derain
 from derain.optimized import optimize
 from derain.synthesize import KINDS, add_rain, centre, free_photographs, rain_layer
-from networks import load_network, receptive_field_radius
+from networks import load_network
 from SSIM import image_metrics, psnr_y
 from utils import InputError, quantize, to_image, to_tensor
 
@@ -51,7 +51,7 @@ def walk(settings: Settings) -> None:
     # 3. The network of the paper, with trained weights. optimize() rewrites it: fewer operations, the same values.
     weights = WEIGHTS[settings.rain]
     network = optimize(load_network(weights))
-    radius = receptive_field_radius(network)
+    radius = network.receptive_field
     print(f"3. network     {weights.relative_to(ROOT)}; a pixel sees {radius} to each side")
 
     # 4. It takes and gives (N, 3, H, W) float32 in [0, 1]; round, don't truncate, to get back to 8 bits.

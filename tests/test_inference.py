@@ -16,7 +16,7 @@ from derain import blocks, inference
 from derain.blocks import in_blocks
 from derain.inference import LARGEST_TILE, automatic_tile, derain, derain_image
 from derain.optimized import fold
-from networks import DARGNet, receptive_field_radius
+from networks import DARGNet
 
 
 @pytest.mark.parametrize("tile", [48, 64, 100])
@@ -46,7 +46,7 @@ def test_tiles_need_the_whole_halo(network: DARGNet, halo: int | None) -> None:
             derain(network, rainy, 75), whole, rtol=1e-13, atol=0
         )
         return
-    network.receptive_field_radius = halo
+    network.receptive_field = halo
     assert not torch.allclose(derain(network, rainy, 75), whole, rtol=1e-13, atol=0)
 
 
@@ -73,7 +73,7 @@ def test_folded_equals_unfolded(network: DARGNet, size: tuple[int, int]) -> None
     torch.testing.assert_close(found, whole, rtol=0, atol=1e-5)
     levels = [(image.clamp(0, 1) * 255).round() for image in (whole, found)]
     assert (levels[0] == levels[1]).float().mean() >= 0.9999
-    assert receptive_field_radius(folded) == receptive_field_radius(network) == 60
+    assert folded.receptive_field == network.receptive_field == 60
     assert rainy.min() >= 0  # computing in place leaves the input alone
     assert torch.equal(rainy, torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(6)))
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())

@@ -1,24 +1,26 @@
-"""The network is the paper's: its size, its published keys, its arithmetic, its reach."""
+"""The network is the paper's: size, published names, arithmetic, receptive field."""
 
 from __future__ import annotations
 
+import copy
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain_dargnet
-from networks import DARGNet, convert_state_dict, load_network, receptive_field_radius
+from networks import DARGNet, PReLU, convert_state_dict, load_network
 
 
 def test_parameter_count() -> None:
     ours = sum(p.numel() for p in DARGNet().parameters())
     assert ours == 387_495  # every number that a layer uses
-    stored = sum(torch.Size(shape).numel() for shape in plain_dargnet.published_shapes().values())
-    assert (stored, len(plain_dargnet.published_shapes())) == (ours + 1, 170)
+    shapes = plain_dargnet.published_shapes()
+    stored = sum(torch.Size(shape).numel() for shape in shapes.values())
+    assert (stored, len(shapes)) == (ours + 1, 170)
 
 
 def test_operation_count() -> None:
@@ -29,221 +31,224 @@ def test_operation_count() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 13), (40, 33)])
-def test_any_size_goes_in_and_comes_out(network: DARGNet, size: tuple[int, int]) -> None:
+def test_any_image_size(network: DARGNet, size: tuple[int, int]) -> None:
     assert network(torch.rand(2, 3, *size)).shape == (2, 3, *size)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 1, 8, 8), (1, 4, 8, 8)])
-def test_other_shapes_are_refused(network: DARGNet, shape: tuple[int, ...]) -> None:
+def test_other_shapes_are_an_error(network: DARGNet, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="N, 3, H, W"):
         network(torch.zeros(shape))
 
 
-def test_published_state_gives_the_plain_formulation(tmp_path: Path) -> None:
+def test_published_weights_give_the_plain_formulation(tmp_path: Path) -> None:
     state = plain_dargnet.random_published_state()
     torch.save(state, tmp_path / "published.pth")
     network = load_network(tmp_path / "published.pth")
     rainy = torch.rand(2, 3, 37, 45, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = plain_dargnet.dargnet(state, rainy)
-        assert expected.std() > 0.05  # numbers in which an error would show
+        assert expected.std() > 0.05  # large enough to show an error
         torch.testing.assert_close(network(rainy), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_every_published_tensor_matters() -> None:
-    """Each tensor of the key table reaches its own place: changing it alone changes the output, but PR.weight."""
+def test_every_published_tensor_reaches_its_place() -> None:
+    """Changing one tensor alone changes the output as in the plain formulation; PR.weight never."""
     state = plain_dargnet.random_published_state(2)
     rainy = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     network = DARGNet()
     with torch.no_grad():
         unchanged = plain_dargnet.dargnet(state, rainy)
-    for key in state:
-        changed = state | {key: state[key] + 0.05}
-        network.load_state_dict(convert_state_dict(changed))
-        with torch.no_grad():
+        for key in state:
+            changed = state | {key: state[key] + 0.05}
+            network.load_state_dict(convert_state_dict(changed))
             found = network(rainy)
-            torch.testing.assert_close(found, plain_dargnet.dargnet(changed, rainy), rtol=0, atol=2e-5)
-        assert ((found - unchanged).abs().max() < 1e-5) == (key == "PR.weight"), key
+            expected = plain_dargnet.dargnet(changed, rainy)
+            torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+            assert ((found - unchanged).abs().max() < 1e-5) == (key == "PR.weight"), key
 
 
 @pytest.mark.parametrize(
-    "form",
-    [
-        *("ours", "published", "data parallel", "compiled", "both", "lightning", "training state", "GAN", "only one"),
-        *("state_dict", "model_state_dict", "params", "params_ema"),
-    ],
+    ("channels", "groups", "radius"),
+    [pytest.param(32, 5, 60, marks=pytest.mark.slow), (4, 1, 16), (4, 2, 27)],
 )
-def test_load_network_takes(tmp_path: Path, form: str, network: DARGNet) -> None:
+def test_receptive_field_is_exact(channels: int, groups: int, radius: int) -> None:
+    """The gradient of the middle pixel reaches `radius` pixels in each direction and no further."""
+    torch.manual_seed(0)
+    network = DARGNet(channels, groups).double()
+    assert network.receptive_field == radius
+    for parameter in network.parameters():  # nothing may cancel
+        parameter.data.abs_()
+    side = 2 * radius + 5
+    rainy = torch.rand(1, 3, side, side, dtype=torch.float64, requires_grad=True)
+    network(rainy)[0, :, side // 2, side // 2].sum().backward()
+    seen = rainy.grad[0].abs().sum(0) > 0
+    for axis in (0, 1):
+        places = seen.any(axis).nonzero()
+        assert (places.min().item(), places.max().item()) == (2, side - 3)
+
+
+# ---------------------------------------------------------------- the PReLU
+
+
+@pytest.mark.parametrize("slope", [0.25, -0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_faster_prelu_is_torchs_prelu(slope: float, dtype: torch.dtype) -> None:
+    """Output and both gradients; bfloat16 through autocast, as in training."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, 9, 11, generator=generator, dtype=torch.float64).to(dtype)
+    weights = torch.linspace(-1, 1, images.numel()).view_as(images).to(dtype)
+    results = []
+    for module in (nn.PReLU(init=slope), PReLU(init=slope)):
+        module = module if dtype == torch.bfloat16 else module.to(dtype)
+        assert list(module.state_dict()) == ["weight"]
+        x = images.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            y = module(x)
+        y.backward(weights)
+        results.append((y.detach(), x.grad, module.weight.grad))
+    for theirs, ours in zip(*results, strict=True):
+        assert theirs.dtype == ours.dtype
+        assert torch.allclose(theirs, ours, rtol=5e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_copies_and_compiled_networks_train_alike() -> None:
+    torch.manual_seed(0)
+    network, rainy = DARGNet(4, 1), torch.rand(1, 3, 9, 8)
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(network)))
+    compiled = torch.compile(copy.deepcopy(network), backend="aot_eager", fullgraph=True)
+    for other in (copied, compiled):
+        network.zero_grad()
+        network(rainy).square().sum().backward()
+        other(rainy).square().sum().backward()
+        for ours, theirs in zip(network.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+# ---------------------------------------------------------------- weights
+
+
+def test_forms_of_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wrapped state dicts load; a line counts the tensors that are not the network's."""
+    state = DARGNet(8, 2).state_dict()
+    older = {key: value + 1 for key, value in state.items()}
+    parallel = {f"module.{key}": value for key, value in state.items()}
+    halves = {key: value.half() for key, value in state.items()}
+    moments = {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-3}]}
+    one = torch.ones(1)
+    contents = {  # name: (content, number of tensors that are left out)
+        "ours": (state, 0),
+        "data parallel": (parallel, 0),
+        "compiled": ({f"module._orig_mod.{key}": value for key, value in state.items()}, 0),
+        "lightning": ({"epoch": 3, "state_dict": parallel}, 0),
+        "half": ({"net": halves}, 0),
+        "epoch": (state | {"epoch": 12}, 0),
+        "training state": ({"state_dict": state, "optimizer": moments, "step": 3}, 1),
+        "thop": (state | {"total_ops": one, "groups.0.total_ops": one}, 2),
+        "averaged": (parallel | {"n_averaged": one}, 1),
+        "ema": ({"model": older, "ema": state}, len(state)),
+        "params_ema": ({"params_ema": state, "params": older}, len(state)),
+        "GAN": ({"g": state, "d": {"conv.weight": one}}, 1),
+    }
+    for name, (content, left_out) in contents.items():
+        path = tmp_path / f"{name}.pth"
+        torch.save(content, path)
+        loaded = load_network(path)
+        assert not loaded.training
+        assert (loaded.head[0].out_channels, len(loaded.groups)) == (8, 2)
+        expected = halves if name == "half" else state
+        for key, value in loaded.state_dict().items():
+            assert torch.equal(value, expected[key].float()), name
+        printed = capsys.readouterr().out
+        if left_out:
+            assert printed.startswith(f"{path}: {left_out} tensors")
+        assert printed.count("\n") == (1 if left_out else 0), name
+
+
+def test_published_weights_under_a_prefix(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = plain_dargnet.random_published_state()
+    torch.save({f"module.{key}": value for key, value in state.items()}, tmp_path / "weights.pth")
+    loaded = load_network(tmp_path / "weights.pth").state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in convert_state_dict(state).items())
+    assert capsys.readouterr().out == ""
+
+
+def test_safetensors(tmp_path: Path, network: DARGNet) -> None:
+    safetensors = pytest.importorskip("safetensors.torch", reason="an extra requirement")
     state = network.state_dict()
-    content = {
-        "ours": state,
-        "published": plain_dargnet.random_published_state(1),
-        "data parallel": {f"module.{k}": v for k, v in state.items()},
-        "compiled": {f"_orig_mod.{k}": v for k, v in state.items()},
-        "both": {f"module._orig_mod.{k}": v for k, v in state.items()},
-        "lightning": {"epoch": 3, "state_dict": {f"model.{k}": v for k, v in state.items()}},
-        "training state": {"state_dict": state, "network": {k: v + 1 for k, v in state.items()}, "step": 3},
-        "GAN": {f"netG.{k}": v for k, v in state.items()} | {"loss.window": torch.zeros(11)},
-        "only one": {"model": {f"net.{k}": v for k, v in state.items()}, "optimizer": {"state": {}}, "epoch": 3},
-        "model_state_dict": {"model_state_dict": state},
-        "state_dict": {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}},
-        "params": {"params": state},
-        "params_ema": {"params": {k: v + 1 for k, v in state.items()}, "params_ema": state},
-    }[form]
-    torch.save(content, tmp_path / "weights.pth")
-    loaded = load_network(tmp_path / "weights.pth")
-    assert not loaded.training
-    for key, value in loaded.state_dict().items():
-        assert torch.equal(value, state[key])
+    safetensors.save_file(state, tmp_path / "weights.safetensors")
+    loaded = load_network(tmp_path / "weights.safetensors").state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in loaded.items())
 
 
-@pytest.mark.parametrize("kind", ["nested", "block", "holds a DARGNet", "weight"])
-def test_prefixes_of_networks_whose_names_repeat(tmp_path: Path, kind: str) -> None:
-    """A key may end as the network's first one does."""
-
-    class Named(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(1))
-            if kind != "weight":
-                self.conv = nn.Conv2d(3, 3, 1)
-            if kind == "block":
-                self.block = nn.ModuleDict({"conv": nn.Conv2d(3, 3, 1)})
-            if kind == "holds a DARGNet":
-                self.head, self.net = nn.Sequential(nn.Conv2d(3, 3, 1)), DARGNet(4, 1)
+@pytest.mark.parametrize("name", ["model", "module", "conv1"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+def test_a_network_of_ones_own_keeps_its_names(tmp_path: Path, name: str, prefix: str) -> None:
+    """They may look like a wrapper's prefix or a published name, and repeat inside the network."""
 
     def build() -> nn.Module:
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(nn.Conv2d(3, 3, 1))) if kind == "nested" else Named()
+        inner = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3))
+        return nn.ModuleDict({name: nn.Conv2d(3, 3, 3), "inner": nn.ModuleDict({name: inner})})
 
-    state = {f"module.{key}": value + 1 for key, value in build().state_dict().items()}
-    torch.save(state, tmp_path / "weights.pth")
-    for key, value in load_network(tmp_path / "weights.pth", build()).state_dict().items():
-        assert torch.equal(value, state[f"module.{key}"])
-
-
-def test_parts_that_are_left_out_are_named(
-    tmp_path: Path, network: DARGNet, capsys: pytest.CaptureFixture[str]
-) -> None:
-    state = {f"net.{key}": value for key, value in network.state_dict().items()}
-    torch.save(state | {"refine.weight": torch.ones(1), "refine.bias": torch.ones(1)}, tmp_path / "weights.pth")
-    load_network(tmp_path / "weights.pth")
-    line = "weights: 2 tensors without the prefix net. are left out, such as refine.weight"
-    assert capsys.readouterr().out == f"{line}\n"
+    saved, network = build().state_dict(), build()
+    torch.save({prefix + key: value for key, value in saved.items()}, tmp_path / "own.pth")
+    assert load_network(tmp_path / "own.pth", network) is network
+    loaded = network.state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in saved.items())
 
 
-def test_load_network_builds_the_size_in_the_file(tmp_path: Path) -> None:
-    small = DARGNet(channels=8, groups=2)
-    torch.save(small.state_dict(), tmp_path / "small.pth")
-    loaded = load_network(tmp_path / "small.pth")
-    assert len(loaded.groups) == 2
-    assert loaded.head[0].out_channels == 8
-
-
-def test_safetensors_of_another_type(tmp_path: Path, network: DARGNet) -> None:
-    safetensors = pytest.importorskip("safetensors.torch", reason="an extra requirement")
-    state = {key: value.half() for key, value in network.state_dict().items()}
-    safetensors.save_file(state, tmp_path / "weights.safetensors")
-    for key, value in load_network(tmp_path / "weights.safetensors").state_dict().items():
-        assert value.dtype == torch.float32
-        assert torch.equal(value, state[key].float())
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (
-            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1594831\n",
-            "Git LFS pointer: run git lfs pull",
-        ),
-        (b"\n<!DOCTYPE html>\n<html>", "a web page: download the file itself"),
-        (b"PK\x03\x04 a repository", "a zip archive"),
-        (b"", "download it again"),
-    ],
-)
-def test_files_that_only_look_like_weights_are_named(tmp_path: Path, content: bytes, message: str) -> None:
-    (tmp_path / "weights.pth").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"weights\.pth: not a readable weights file.*{message}"):
-        load_network(tmp_path / "weights.pth")
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite(tmp_path: Path, value: float) -> None:
-    network = DARGNet(4, 1)
-    network.groups[0].conv.weight.data[0, 0, 0, 0] = value
-    torch.save(network.state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match=r"groups\.0\.conv\.weight has values that are not finite"):
-        load_network(tmp_path / "weights.pth")
-
-
-def test_load_network_takes_a_network_of_ones_own(tmp_path: Path) -> None:
-    first, second = (torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3)) for _ in range(2))
-    torch.save(first.state_dict(), tmp_path / "own.pth")
-    assert load_network(tmp_path / "own.pth", second) is second
-    assert torch.equal(first[0].weight, second[0].weight)
-    with pytest.raises(ValueError, match=r"not Sequential weights: missing 0\.weight"):
-        torch.save(DARGNet(4, 1).state_dict(), tmp_path / "other.pth")
-        load_network(tmp_path / "other.pth", second)
-
-
-@pytest.mark.parametrize("name", ["model", "network", "module", "conv1"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
-def test_names_of_a_network_of_ones_own_stay(tmp_path: Path, name: str, prefix: str) -> None:
-    """They may begin as wrappers' prefixes or the published names do."""
-
-    def build() -> torch.nn.Module:
-        layers = {name: torch.nn.Conv2d(3, 3, 3)} | ({"block1": torch.nn.Conv2d(3, 3, 3)} if name == "conv1" else {})
-        return torch.nn.ModuleDict(layers)
-
-    saved = build()
-    torch.save({prefix + key: value for key, value in saved.state_dict().items()}, tmp_path / "own.pth")
-    loaded = load_network(tmp_path / "own.pth", build())
-    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in saved.state_dict().items())
-
-
-def _break(state: dict[str, torch.Tensor], how: str) -> object:
+def test_foreign_weights_are_an_error_of_one_line(tmp_path: Path) -> None:
+    state = DARGNet(8, 2).state_dict()
     first = next(iter(state))
-    return {
-        "missing": {k: v for k, v in state.items() if k != first},
-        "unknown": state | {"extra.weight": torch.zeros(1)},
-        "shape": state | {first: torch.zeros(32, 3, 5, 5)},
-        "foreign": {"encoder.0.weight": torch.zeros(4, 4)},
-        "list": [1, 2, 3],
-        "numbers": {1: torch.zeros(1)},
-        "no channels": state | {first: torch.zeros(0, 3, 3, 3)},
-        "empty": {},
-        "whole numbers": {k: v.int() for k, v in state.items()},
-        "complex": state | {first: state[first].to(torch.complex64)},
-        "two networks": {f"{name}.{k}": v for k, v in state.items() for name in "ab"},
-        "two mappings": {"a": state, "b": state},
-    }[how]
+    contents = {  # content: a word of the message
+        "missing": ({k: v for k, v in state.items() if k != first}, first),
+        "another layer": (state | {"refine.weight": torch.zeros(1)}, "refine.weight"),
+        "shape": (state | {first: torch.zeros(8, 3, 5, 5)}, first),
+        "foreign": ({"encoder.0.weight": torch.zeros(4, 4)}, first),
+        "list": ([1, 2, 3], "state dict"),
+        "no tensors": ({"epoch": 3}, first),
+        "no channels": (state | {first: torch.zeros(0, 3, 3, 3)}, first),
+        "integers": ({k: v.int() for k, v in state.items()}, first),
+        "complex": (state | {first: state[first].to(torch.complex64)}, first),
+        "nan": (state | {first: state[first] * float("nan")}, first),
+        "infinite": (state | {first: state[first].double() * 1e300}, first),
+    }
+    for name, (content, word) in contents.items():
+        path = tmp_path / f"{name}.pth"
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=word) as caught:
+            load_network(path)
+        message = str(caught.value)
+        assert message.startswith(f"{path}: "), name
+        assert "\n" not in message
+        assert len(message) < 400
 
 
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ("missing", r"missing head\.0\.weight"),
-        ("unknown", r"unknown extra\.weight"),
-        ("shape", r"head\.0\.weight is \(32, 3, 5, 5\), not \(32, 3, 3, 3\)"),
-        ("foreign", "missing .* more"),
-        ("list", "no state dict"),
-        ("numbers", "no state dict"),
-        ("no channels", r"head\.0\.weight is \(0, 3, 3, 3\)"),
-        ("empty", "no state dict"),
-        ("whole numbers", r"head\.0\.weight is torch\.int32"),
-        ("complex", r"head\.0\.weight is torch\.complex64"),
-        ("two networks", r"missing head\.0\.weight"),
-        ("two mappings", "no state dict .* but a, b; name another"),
-    ],
-)
-def test_foreign_weights_are_refused_with_the_differences(tmp_path: Path, how: str, message: str) -> None:
+def test_weights_of_more_groups_do_not_fit_a_given_network(tmp_path: Path) -> None:
+    torch.save(DARGNet(4, 3).state_dict(), tmp_path / "three.pth")
+    with pytest.raises(ValueError, match="groups"):
+        load_network(tmp_path / "three.pth", DARGNet(4, 2))
+
+
+def test_files_that_are_not_weights_show_their_first_bytes(tmp_path: Path) -> None:
+    torch.save(DARGNet(4, 1).state_dict(), tmp_path / "whole.pth")
+    contents = {
+        "version https://git-lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        "<!DOCTYPE html>": b"<!DOCTYPE html>\n<html>",
+        "PK": (tmp_path / "whole.pth").read_bytes()[:5000],
+        "b''": b"",
+    }
     path = tmp_path / "weights.pth"
-    torch.save(_break(DARGNet().state_dict(), how), path)
-    with pytest.raises(ValueError, match=message) as caught:
-        load_network(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    for start, content in contents.items():
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"weights\.pth: .*download it again") as caught:
+            load_network(path)
+        assert start in str(caught.value)
+    with pytest.raises(FileNotFoundError, match=r"none\.pth"):
+        load_network(tmp_path / "none.pth")
 
 
 class Malicious:
@@ -259,59 +264,11 @@ class Malicious:
 @pytest.mark.parametrize("writer", ["torch", "pickle"])
 def test_a_checkpoint_cannot_run_code(tmp_path: Path, writer: str) -> None:
     trap, path = tmp_path / "trap", tmp_path / "weights.pth"
-    content = {"conv1.0.weight": Malicious(trap)}
+    content: dict[str, Tensor | Malicious] = {"conv1.0.weight": Malicious(trap)}
     if writer == "torch":
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content, protocol=2))
-    with pytest.raises(ValueError, match="not a readable weights file"):
+    with pytest.raises(ValueError, match=r"weights\.pth"):
         load_network(path)
     assert not trap.exists()
-
-
-def test_damaged_and_missing_weights(tmp_path: Path) -> None:
-    path = tmp_path / "weights.pth"
-    torch.save(DARGNet().state_dict(), path)
-    path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"weights\.pth: not a readable"):
-        load_network(path)
-    with pytest.raises(FileNotFoundError, match=r"none\.pth"):
-        load_network(tmp_path / "none.pth")
-
-
-@pytest.mark.parametrize(
-    ("channels", "groups", "radius"), [pytest.param(32, 5, 60, marks=pytest.mark.slow), (4, 1, 16), (4, 2, 27)]
-)
-def test_receptive_field_is_exact(channels: int, groups: int, radius: int) -> None:
-    """The gradient of the middle pixel reaches `radius` pixels in every direction, and not one further."""
-    torch.manual_seed(0)
-    network = DARGNet(channels, groups).double()
-    for parameter in network.parameters():  # nothing may cancel
-        parameter.data.abs_()
-    assert receptive_field_radius(network) == radius
-    side = 2 * radius + 5
-    rainy = torch.rand(1, 3, side, side, dtype=torch.float64, requires_grad=True)
-    network(rainy)[0, :, side // 2, side // 2].sum().backward()
-    seen = rainy.grad[0].abs().sum(0) > 0
-    rows, columns = torch.nonzero(seen.any(1))[:, 0], torch.nonzero(seen.any(0))[:, 0]
-    for line in (rows, columns):
-        assert (line.min().item(), line.max().item()) == (side // 2 - radius, side // 2 + radius)
-
-
-@pytest.mark.parametrize(
-    ("network", "radius"),
-    [
-        (torch.nn.Conv2d(3, 3, (1, 5), padding=(0, 2)), 2),
-        (torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3, padding=4, dilation=4), torch.nn.ReLU()), 4),
-        (torch.nn.Identity(), 0),
-        (torch.nn.AdaptiveAvgPool2d(1), None),
-        (torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.InstanceNorm2d(3)), None),
-        (torch.nn.Sequential(torch.nn.MaxPool2d(2, ceil_mode=True), torch.nn.Upsample(scale_factor=2)), None),
-        (torch.nn.Conv2d(3, 3, 3), None),
-        (DARGNet(2, 50), None),
-    ],
-)
-def test_receptive_field_of_other_networks(network: torch.nn.Module, radius: int | None) -> None:
-    """None for what can't be tiled: pooling, strides, a size that changes, a reach beyond 512 pixels."""
-    assert receptive_field_radius(network.train()) == radius
-    assert network.training

@@ -588,7 +588,6 @@ def test_a_diverging_run_goes_back_and_lowers_its_learning_rate(
             super().__init__(3, 3, 3, padding=1)
 
     monkeypatch.setattr(Training, "take_step", take_step)
-    monkeypatch.setattr(training, "speed_up", lambda *_, **__: None)
     options = {"epochs": 200, "max_steps": 1000, "schedule": "linear"}
     if times == 4:
         with pytest.raises(InputError, match=r"diverged four times.*keeps the last training state.*lower --lr"):
