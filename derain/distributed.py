@@ -1,122 +1,77 @@
-"""The processes that train one network together: a single one, or those that torchrun started.
+"""The processes that torchrun started to train one network; alone, nothing here does anything.
 
     torchrun --nproc_per_node=2 train_rain100H.py
 
-Each process takes its share of every batch; gradients are averaged over all of them, so the steps
-are those of one process with the same batch. The main process writes the run's files.
+Each process takes its share of every batch, and gradients are averaged, so the steps are those of
+one process with the same batch. The main process writes the files.
 """
 
 import os
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-from utils import InputError, choose_device
+from utils import choose_device
 
 Result = TypeVar("Result")
-Item = TypeVar("Item")
+RANK = int(os.environ.get("RANK") or 0)
+WORLD_SIZE = int(os.environ.get("WORLD_SIZE") or 1)
+IS_MAIN = RANK == 0
 
 
-class Processes:
-    """This process among those that train together; alone, everything here does nothing."""
-
-    def __init__(self) -> None:
-        self.rank, self.size = int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1)
-        self.is_main = self.rank == 0
-
-    def device(self, name: str) -> torch.device:
-        """Return the device of --device; of several GPUs, each process takes its own."""
-        device = choose_device(name)
-        if device.type == "cuda" and device.index is None and self.size > 1:
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK") or 0))
-            torch.cuda.set_device(device)
-        return device
-
-    @contextmanager
-    def connected(self, device: torch.device) -> Iterator[None]:
-        """Connect the processes. Raises InputError if one of the others ends early."""
-        if self.size == 1:
-            yield
-            return
-        self.collective = device if device.type == "cuda" else torch.device("cpu")  # where sums are computed
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        waiting = f"waiting for {self.size} processes (WORLD_SIZE); start them with torchrun, or unset WORLD_SIZE"
-        reminder = threading.Timer(60, lambda: print(waiting, file=sys.stderr, flush=True))
-        reminder.daemon = True
-        reminder.start()
-        dist.init_process_group(backend, store=_store(self.rank), rank=self.rank, world_size=self.size)
-        reminder.cancel()
-        self.parallel: nn.Module | None = None
-        try:
-            yield
-        except RuntimeError as error:  # torch has no type of its own for a lost connection
-            if not any(word in str(error).lower() for word in ("connection", "gloo", "nccl", "socket", "peer")):
-                raise
-            raise InputError(
-                f"process {self.rank} of {self.size}: another process of this training ended; its message says why. "
-                "The same command resumes from the last training state"
-            ) from error
-        finally:
-            if self.parallel is not None:  # or torch may wait for ever while tearing it down (seen with 2.11)
-                self.parallel.reducer = self.parallel.logger = None
-            dist.destroy_process_group()
-
-    def main_process_first(self, call: Callable[[], Result]) -> Result:
-        """Return call(), run by the main process first and then by the others, who find what it wrote."""
-        if self.size == 1:
-            return call()
-        if not self.is_main:
-            dist.barrier()
-        result = call()
-        if self.is_main:
-            dist.barrier()
-        dist.barrier()
-        return result
-
-    def say(self, line: str) -> None:
-        """Print a line, once for all processes."""
-        if self.is_main:
-            print(line, flush=True)
-
-    def share(self, batch: list[Item]) -> tuple[list[Item], float]:
-        """Return this process's part of a batch, and the part's weight; the mean weight of all processes is 1.
-
-        A part is never empty: where a batch has fewer items than there are processes, some weights are 0.
-        """
-        part = batch[self.rank :: self.size]
-        return part or batch[:1], len(part) * self.size / len(batch)
-
-    def wrap(self, network: nn.Module) -> nn.Module:
-        """Return the network with gradients averaged over the processes."""
-        if self.size == 1:
-            return network
-        self.parallel = DistributedDataParallel(network)
-        return self.parallel
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Return the sum of a CPU tensor over the processes."""
-        if self.size == 1:
-            return values
-        values = values.to(self.collective)
-        dist.all_reduce(values)
-        return values.cpu()
+@contextmanager
+def connected(device_name: str) -> Iterator[torch.device]:
+    """Connect the processes, and yield this one's device: of several GPUs, each takes its own."""
+    device = choose_device(device_name)
+    if WORLD_SIZE == 1:
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK") or 0))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
 
 
-def _store(rank: int) -> "dist.Store":  # some builds of torch have none
-    """Return where the processes find each other: torchrun's store, under a different name for every restart.
+def share_of(rainy: Tensor, clean: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Return this process's part of a batch, and its weight in the loss; the mean weight is 1.
 
-    Under one name, as in torch, restarted processes find the addresses of those that ended, and wait for
-    them (pytorch issue 135712; still so in torch 2.14). Restarts are counted per machine.
+    Where a batch has fewer items than there are processes, the others get an item of weight 0.
     """
-    names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT", "GROUP_WORLD_SIZE")
-    address, port, restarts, machines = (os.environ.get(name, "0") for name in names)
-    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun; otherwise by the main process
-    store = dist.TCPStore(address, int(port), is_master=not hosted and rank == 0)
-    return dist.PrefixStore(f"training, restart {restarts if machines == '1' else 0}", store)
+    weight = len(rainy[RANK::WORLD_SIZE]) * WORLD_SIZE / len(rainy)
+    part = slice(RANK, None, WORLD_SIZE)
+    if weight == 0:
+        part = slice(1)
+    return rainy[part], clean[part], weight
+
+
+def means(values: list[float], device: torch.device) -> list[float]:
+    """Return the means of values over the processes."""
+    if WORLD_SIZE == 1:
+        return values
+    tensor = torch.tensor(values, device=device)
+    dist.all_reduce(tensor)
+    return (tensor / WORLD_SIZE).tolist()
+
+
+def main_process_first(call: Callable[[], Result]) -> Result:
+    """Return call(), made by the main process first, then by the others, who find its files."""
+    if WORLD_SIZE > 1 and not IS_MAIN:
+        dist.barrier()
+    result = call()
+    if WORLD_SIZE > 1 and IS_MAIN:
+        dist.barrier()
+    return result
+
+
+def say(line: str) -> None:
+    """Print a line, once for all processes."""
+    if IS_MAIN:
+        print(line, flush=True)

@@ -1,20 +1,21 @@
 """Muon: an optimizer that makes the updates of matrix-shaped weights orthogonal.
 
 K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024
-(kellerjordan.github.io/posts/muon); weight decay as in J. Liu et al., "Muon is scalable for LLM training",
-arXiv:2502.16982. torch.optim.Muon takes 2-D parameters only and iterates in bfloat16.
+(kellerjordan.github.io/posts/muon); weight decay as in J. Liu et al., "Muon is scalable for LLM
+training", arXiv:2502.16982. torch.optim.Muon takes 2-D parameters only and iterates in bfloat16.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 SMALLEST_KERNEL = 32  # rows and columns from which a kernel is updated by Muon
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients: steepest at 0, singular values end in about [0.7, 1.2]
+# Coefficients of the iteration: steepest at 0, singular values end in about [0.7, 1.2].
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.Optimizer):
@@ -26,12 +27,12 @@ class Muon(torch.optim.Optimizer):
         U <- orthogonalize((1 - momentum) * gradient + momentum * M)          Nesterov
         G <- (1 - lr * weight_decay) * G - lr * U
 
-    First of all, the gradient of the whole network is scaled down to `clip` times its running norm if it exceeds
-    that: one flat patch under SSIM gives a gradient that would fill the momentum for dozens of steps.
-    Without weight decay the kernels' norms grow until training diverges.
+    Before that, the gradient of the whole network is scaled down to `clip` times its running norm
+    if it exceeds that: one flat patch under SSIM gives a gradient that would fill the momentum for
+    dozens of steps. Without weight decay the kernels' norms grow until training diverges.
 
     network: its convolution kernels of at least 32 x 32 go to Muon, but for the first layer's.
-    lr, adam_lr: the highest learning rates of the two parts; `Training.set_learning_rate` scales both.
+    lr, adam_lr: the highest learning rates of the two parts, under initial_lr in their groups.
     """
 
     def __init__(
@@ -67,9 +68,11 @@ class Muon(torch.optim.Optimizer):
                 self._adam(parameters, group)
 
     def _clip(self) -> None:
-        """Scale all gradients down to `clip` times the running mean of their norm, where they exceed it."""
+        """Scale all gradients down to `clip` times the running mean of their norm."""
         state = self.param_groups[0]
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [
+            p.grad for group in self.param_groups for p in group["params"] if p.grad is not None
+        ]
         if not (gradients and state.get("clip")):
             return
         norm = float(nn.utils.get_total_norm(gradients))
@@ -108,18 +111,20 @@ class Muon(torch.optim.Optimizer):
 
 
 def is_inner_kernel(parameter: Tensor) -> bool:
-    """Whether a parameter is a convolution kernel of at least 32 x 32 when reshaped to (out, in * height * width).
+    """Return whether a parameter is a convolution kernel of at least 32 x 32.
 
-    That leaves out the first layer, depthwise convolutions and the last layer.
+    It counts as (out, in * height * width), so the first layer, the last one and depthwise
+    convolutions are none.
     """
     rows, columns = len(parameter), parameter[0].numel()
     return parameter.dim() == 4 and parameter.shape[1] > 3 and min(rows, columns) >= SMALLEST_KERNEL
 
 
 def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """(N, rows, columns) -> the same shape, every singular value moved to about 1 by Newton-Schulz iterations.
+    """Move every singular value of matrices, (N, rows, columns), to about 1.
 
-    X <- a X + (b X X' + c (X X')^2) X in float32, begun with the matrices divided by their Frobenius norms.
+    The Newton-Schulz iteration X <- a X + (b X X' + c (X X')^2) X runs in float32, and begins with
+    the matrices divided by their Frobenius norms.
     """
     a, b, c = NEWTON_SCHULZ
     x = matrices.float()
@@ -132,14 +137,23 @@ def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
     return (x.mT if transposed else x).to(matrices.dtype)
 
 
-def learning_rate_factor(schedule: str, step: int, last_step: float, warmup: int, milestones: list[int]) -> float:
+def learning_rate_factor(
+    schedule: str,
+    step: int,
+    epoch: float,
+    progress: float,
+    warmup: int,
+    milestones: Sequence[float],
+) -> float:
     """Return the share of the highest learning rate at a step.
 
-    schedule: 'multistep' falls to a fifth at each of `milestones` (steps); 'cosine' and 'linear' fall to 0 at
-    last_step, after a linear warm-up. last_step is infinite while the length of the run is not known.
+    schedule: 'multistep' falls to a fifth at each of `milestones` (epochs); 'cosine' and 'linear'
+    fall to 0 as `progress`, the share of the run, goes from 0 to 1. They begin with `warmup` steps
+    of linear growth.
     """
     if schedule == "multistep":
-        return 0.2 ** sum(step >= milestone for milestone in milestones)
+        return 0.2 ** sum(epoch >= milestone for milestone in milestones)
     warm = min(1, (step + 1) / max(1, warmup))
-    progress = step / last_step
-    return warm * (1 - progress if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress)))
+    if schedule == "linear":
+        return warm * (1 - progress)
+    return warm * 0.5 * (1 + math.cos(math.pi * progress))
