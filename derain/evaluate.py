@@ -20,7 +20,7 @@ from derain import figure, page
 from derain.cli import Progress, check_folder
 from derain.pairs import Pair, rainy_file, read_pair
 from derain.image_output import like, visible, write_image
-from derain.images import DecodedImage, read_image
+from derain.images import DecodedImage, read_image, read_rgb
 from derain.inference import Loader, derain_image, open_network, parse_tile, weights_file
 from derain.inputs import EvalSettings, Images, collect
 from derain.results import MadeWith, OutputPaths, identical, refuse_replacing, summary_lines, table, write_results
@@ -46,7 +46,6 @@ def evaluate(settings: EvalSettings, test_set: TestSet | None = None, load: Load
     device = choose_device(settings.device)
     precision = choose_precision(settings.precision, device)
     tile = parse_tile(settings.tile)
-    figure.check_crop(settings.figure, settings.crop)
     if not 1 <= settings.quality <= 100:
         raise InputError(f"--quality {settings.quality}: must be from 1 to 100")
     weights = weights_file(settings.logdir)
@@ -268,8 +267,21 @@ def report(
         print("\n" + table(f"{images.label}, {len(rows)} pairs ({PROTOCOL})", lines))
         if count := identical(rows):
             print(f"{count} derained images are identical to the clean ones: PSNR is the mean over the others")
-    if settings.figure is not None and figure.write_figure(
-        images.save_path, settings.figure, settings.crop, rows, images.inputs, images.outputs
-    ):
-        files.append(figure.NAME)
+    if settings.figure is not None:
+        draw_figure(settings, images, rows)
+        files.append("figure.png")
     print(f"\n{len(rows)} images, {', '.join(files)} in {images.save_path}")
+
+
+def draw_figure(settings: EvalSettings, images: Images, rows: list[dict[str, Any]]) -> None:
+    """Draw figure.png of the images that --figure names, or of largest, median and smallest gain."""
+    gains = {row["image"]: row["psnr_y"] - row["input_psnr_y"] for row in rows if "psnr_y" in row}
+    found = {p.name: (item, p.output) for item, p in zip(images.inputs, images.outputs, strict=True)}
+    drawn = []
+    for name in figure.choose_images([row["image"] for row in rows], settings.figure or (), gains):
+        item, output = found[name]
+        title = f"{name}, {gains[name]:+.2f} dB" if name in gains else name
+        versions = {"rainy": read_rgb(rainy_file(item)), "derained": read_rgb(output)}
+        clean = read_rgb(item.clean) if isinstance(item, Pair) else None
+        drawn.append(figure.Row(title, versions, clean))
+    figure.write_figure(images.save_path / "figure.png", drawn, settings.crop)

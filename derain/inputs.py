@@ -10,7 +10,7 @@ from derain.cli import check_folder, setting, text_to_paths
 from derain.identify import identify_pairs
 from derain.pairs import Pair, find_pairs, find_rainy, folders_below, is_open_folder, list_images, rainy_file
 from derain.synthesize import stand_in, synthetic_label
-from derain.results import OutputPaths, output_paths
+from derain.results import OutputPaths, output_paths, refuse_replacing
 from derain.sets import TestSet
 from derain.video import VIDEO_SUFFIXES
 from utils import InputError
@@ -34,7 +34,7 @@ class EvalSettings:
     skip_existing: bool = setting(False, "keep images that an earlier run with the same weights and settings derained")
     page: bool = setting(True, "write index.html, every image with a before/after slider")
     figure: tuple[str, ...] | None = setting(
-        None, "draw figure.png: images by name, or without names those of median, largest and smallest gain"
+        None, "draw figure.png: images by name, or without names those of largest, median and smallest gain"
     )
     crop: tuple[int, ...] | None = setting(
         None, "X Y SIZE: left, top, width (pixels) of the figure's crop, half as high"
@@ -153,8 +153,9 @@ def collect(settings: EvalSettings, test_set: TestSet | None) -> Images:
         root = paths[0] if settings.recursive and len(paths) == 1 and paths[0].is_dir() else None
     ending = f"{settings.suffix}.{settings.format}"
     outputs = output_paths(save_path, inputs, root, settings.show_rain, ending)
+    figure.check_figure(settings.figure, settings.crop, [paths.name for paths in outputs])
     if settings.figure is not None:
-        figure.check_names(settings.figure, save_path, inputs, outputs)
+        refuse_replacing([save_path / "figure.png"], [paths.output for paths in outputs])
     check_folder(save_path)
     return Images(source, inputs, label, save_path, outputs, exact, settings.quality)
 

@@ -57,7 +57,6 @@ class Settings:
 
 def score_methods(settings: Settings) -> None:
     """Match, measure, and print the tables."""
-    figure.check_crop(settings.figure, settings.crop)
     if settings.figure is not None and settings.clean_dir and not settings.rainy_dir:
         raise InputError("--figure: shows the rainy images too; add --rainy_dir")
     if settings.errors and settings.figure is None:
@@ -65,6 +64,9 @@ def score_methods(settings: Settings) -> None:
     if settings.page or settings.figure is not None:
         check_folder(settings.out, "--out")
     targets = find_targets(settings)
+    for target in targets:
+        shown = [pair.rainy.name for pair in target.pairs]
+        figure.check_figure(settings.figure, settings.crop, shown)
     methods = [named_folder(text) for text in settings.methods]
     names = [name for name, _ in methods]
     if taken := {INPUT, "rainy", "clean"} & set(names):
@@ -90,8 +92,10 @@ def score_methods(settings: Settings) -> None:
     for target, scored in results:
         folder = settings.out if len(results) == 1 else settings.out / target.folder
         if settings.figure is not None:
-            how = settings.figure, settings.crop, settings.errors
-            save_figure(folder, figure_of(target, scored, protocols[0], *how))
+            rows = figure_rows(target, scored, protocols[0], settings.figure)
+            for name in ("figure.png", "figure.pdf"):
+                figure.write_figure(folder / name, rows, settings.crop, settings.errors)
+                say(f"{folder / name}: drawn")
         if settings.page:
             write_page(folder, target, scored, protocols[0])
             say(f"{folder / 'index.html'}: written")
@@ -243,45 +247,27 @@ def listed(names: Sequence[str]) -> str:
 # ---------------------------------------------------------------- figure and page
 
 
-def figure_of(
-    target: Target, scored: list[Scored], protocol: str, names: Sequence[str], crop: Sequence[int] | None, errors: bool
-) -> figure.Sheet:
-    """Return a figure of the images in `names`, or of the three whose PSNRs under a protocol differ most.
+def figure_rows(
+    target: Target, scored: list[Scored], protocol: str, names: Sequence[str]
+) -> list[figure.Row]:
+    """Return the rows of a figure: the images in `names`, or those of largest, median and smallest gain.
 
-    Raises InputError for a name that no image has, or a crop that lies outside an image.
+    The gain is that of the last method over the first, or over the rainy input.
     """
     methods = [method for method in scored if method.name != INPUT]
-    pairs = {pair.key: pair for pair in target.pairs if pair.key in methods[0].rows}
-    keys = []
-    for name in names:
-        found = [k for k, p in pairs.items() if name in (k, p.rainy.name, p.rainy.stem, p.clean.name, p.clean.stem)]
-        if not found:
-            raise InputError(f"--figure {name}: no such image among the {len(pairs)} of {target.label}")
-        keys += found[:1]
-
-    def spread(key: str) -> float:
-        found = [method.rows[key][protocol][0] for method in methods]
-        return float(np.nan_to_num(max(found) - min(found)))
-
+    first, last = scored[min(1, len(methods) - 1)], methods[-1]
+    pairs = {pair.rainy.name: pair for pair in target.pairs if pair.key in last.rows}
+    gains = {
+        name: last.rows[pair.key][protocol][0] - first.rows[pair.key][protocol][0]
+        for name, pair in pairs.items()
+    }
     rows = []
-    for key in keys or sorted(pairs, key=spread, reverse=True)[:3]:
-        images = {method.name: read_rgb(method.files[key]) for method in methods}
-        first = next(iter(images.values()))
-        pair = pairs[key]
-        rainy, clean = read_rgb(pair.rainy), read_rgb(pair.clean)
-        rows.append(figure.Row(f"{target.label}, {pair.rainy.name}", rainy, first, clean, images))
-    return figure.sheet_of(rows, crop, errors)
-
-
-def save_figure(folder: Path, sheet: figure.Sheet) -> None:
-    """Write figure.png, and figure.pdf where matplotlib is installed."""
-    figure.save(folder / figure.NAME, sheet.drawn())
-    say(f"{folder / figure.NAME}: drawn")
-    try:
-        sheet.save_pdf(folder / "figure.pdf")
-        say(f"{folder / 'figure.pdf'}: drawn")
-    except ImportError:
-        say(f"{folder / 'figure.pdf'}: not drawn; pip install matplotlib")
+    for name in figure.choose_images(list(pairs), names, gains):
+        pair = pairs[name]
+        images = {method.name: read_rgb(method.files[pair.key]) for method in methods}
+        title = f"{name}, {gains[name]:+.2f} dB"
+        rows.append(figure.Row(title, {"rainy": read_rgb(pair.rainy), **images}, read_rgb(pair.clean)))
+    return rows
 
 
 def write_page(folder: Path, target: Target, scored: list[Scored], protocol: str) -> None:
