@@ -84,6 +84,7 @@ def write_figure(
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     columns, heights = rows[0].columns(), []  # heights in widths of a column
     for row in rows:
@@ -92,8 +93,8 @@ def write_figure(
     size = (COLUMN * len(columns), COLUMN * sum(heights) + 0.3 * len(heights))
     interpolation = "auto" if path.suffix == ".png" else "none"  # none: the images' own pixels
     with rc_context(STYLE | {"image.interpolation": interpolation}):
-        figure = Figure(size, layout="compressed")
-        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+        layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0, compress=True)
+        figure = Figure(size, layout=layout)
         axes = figure.subplots(len(heights), len(columns), squeeze=False, height_ratios=heights)
         for axis, name in zip(axes[0], columns, strict=True):
             axis.set_title(legible(name))
