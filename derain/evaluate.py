@@ -19,7 +19,6 @@ import numpy as np
 from derain import figure, page
 from derain.cli import Progress, check_folder
 from derain.pairs import Pair, rainy_file, read_pair
-from derain.image_output import like, visible, write_image
 from derain.images import DecodedImage, read_image, read_rgb
 from derain.inference import Loader, derain_image, open_network, parse_tile, weights_file
 from derain.inputs import EvalSettings, Images, collect
@@ -110,9 +109,9 @@ def derain_all(
                 derained, milliseconds = made_with and made_with.existing(paths.output, rainy_file(item), rainy), None
                 if derained is None:
                     began = time.perf_counter()
-                    derained = derain(visible(rainy), rainy_file(item))
+                    derained = derain(network_input(rainy), rainy_file(item))
                     if isinstance(item, Path):  # a test set's images are scored as the network made them
-                        derained = like(rainy, derained).rgb
+                        derained = network_output(rainy, derained).rgb
                     milliseconds = round(1000 * (time.perf_counter() - began), 1)
                 done = (item, paths, rainy, clean, derained, milliseconds)
                 yield pool.submit(write_and_measure, images.label, *done, i in on_page, images.quality)
@@ -200,7 +199,8 @@ def derain_file(
         raise InputError(f"--out {target}: images are saved as .png, .jpg or .webp; choose another name")
     image = read_image(source)
     note_frames(source, image)
-    write_image(target, like(image, derain(visible(image), source)), settings.quality)
+    derained = derain(network_input(image), source)
+    write_image(target, network_output(image, derained), settings.quality)
     print(f"{target}: written")
 
 

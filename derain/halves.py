@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from derain.cli import check_folder, run_script, setting
-from derain.image_output import write_image
-from derain.images import DecodedImage, read_rgb
+from derain.images import DecodedImage, read_rgb, write_image
 from derain.pairs import images_in
 from derain.results import refuse_same_names
 from utils import InputError

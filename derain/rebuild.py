@@ -20,8 +20,7 @@ import numpy as np
 
 from derain.cli import run_script, setting
 from derain.fingerprints import FIX, find_bsds500, known_sets, photographs, pixel_hash
-from derain.image_output import write_image
-from derain.images import DecodedImage, read_rgb
+from derain.images import DecodedImage, read_rgb, write_image
 from derain.pairs import list_images, name_key
 from utils import InputError
 

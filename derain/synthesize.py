@@ -23,8 +23,7 @@ import numpy as np
 import skimage.data
 
 from derain.cli import run_script, setting
-from derain.image_output import write_image
-from derain.images import DecodedImage, read_rgb
+from derain.images import DecodedImage, read_rgb, write_image
 from derain.pairs import list_images
 from utils import InputError, write_json
 

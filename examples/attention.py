@@ -13,8 +13,7 @@ import torch
 from torchvision.utils import make_grid
 
 from derain.cli import run_script, setting
-from derain.image_output import write_image
-from derain.images import DecodedImage, read_rgb
+from derain.images import DecodedImage, read_rgb, write_image
 from derain.inference import weights_file
 from networks import ChannelAttention, SpatialAttention, load_network
 from utils import quantize, to_image, to_tensor

@@ -26,8 +26,7 @@ from derain.fingerprints import KnownSet, pixel_hash
 from derain.pairs import find_pairs
 from derain.synthesize import stand_in
 from derain.evaluate import tile_progress
-from derain.image_output import write_image
-from derain.images import DecodedImage, read_image, read_rgb
+from derain.images import DecodedImage, read_image, read_rgb, write_image
 from derain.inference import derain_image
 from derain.results import METRICS, summary_lines, table
 from derain.sets import RAIN12

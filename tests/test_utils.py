@@ -19,14 +19,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, scene, write, write_pairs
+from conftest import ROOT, scene, write_pairs
 
 import utils
 from derain.checkpoint import lock
 from derain.cli import Progress, Unbroken, explained, parse_settings, run_script, setting
 from derain.evaluate import EvalSettings
-from derain.image_output import write_image
-from derain.images import DecodedImage, read_image, read_rgb
 from networks import DARGNet
 from utils import (
     InputError,
@@ -41,95 +39,6 @@ from utils import (
 )
 
 RGB = scene(5, 24, 33)[0]
-GREY = np.repeat(RGB[..., :1], 3, axis=2)
-ALPHA = np.arange(24 * 33, dtype=np.uint8).reshape(24, 33)
-DEEP = (RGB.astype(np.uint16) << 8) | RGB[..., ::-1]
-
-
-@pytest.mark.parametrize(
-    "picture",
-    [
-        DecodedImage(RGB),
-        DecodedImage(GREY, grey=True),
-        DecodedImage(RGB, ALPHA),
-        DecodedImage(DEEP),
-        DecodedImage(DEEP, ALPHA.astype(np.uint16) * 257),
-        DecodedImage(np.repeat(DEEP[..., :1], 3, axis=2), grey=True),
-        DecodedImage(RGB[:1, :1]),
-    ],
-    ids=["colour", "grey", "alpha", "16 bit", "16 bit alpha", "16 bit grey", "1x1"],
-)
-@pytest.mark.parametrize("name", ["plain.png", "mit Leerzeichen & Ümläuten.png", "雨の写真.png", "%d [1] 'x'.png"])
-def test_pictures_come_back_as_they_were(tmp_path: Path, picture: DecodedImage, name: str) -> None:
-    path = tmp_path / "été" / name
-    write_image(path, picture)
-    found = read_image(path)
-    assert found.rgb.dtype == picture.rgb.dtype
-    assert np.array_equal(found.rgb, picture.rgb)
-    assert found.grey == picture.grey
-    assert (found.alpha is None) == (picture.alpha is None)
-    assert found.alpha is None or np.array_equal(found.alpha, picture.alpha)
-    assert [p.name for p in path.parent.iterdir()] == [name]
-
-
-@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".webp", ".jpg", ".ppm"])
-def test_formats(tmp_path: Path, suffix: str) -> None:
-    found = read_rgb(write(tmp_path / f"image{suffix}", RGB))
-    assert found.shape == RGB.shape
-    if suffix in (".png", ".bmp", ".tif", ".ppm"):
-        assert np.array_equal(found, RGB)
-
-
-def test_a_jpegs_exif_rotation_is_obeyed(tmp_path: Path) -> None:
-    path = write(tmp_path / "photo.jpg", RGB)
-    data = path.read_bytes()
-    # An EXIF block with one entry: orientation 6, turn right by 90 degrees.
-    tiff = b"II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\x01\x00\x00\x00\x06\x00\x00\x00\x00\x00\x00\x00"
-    exif = b"Exif\x00\x00" + tiff
-    path.write_bytes(data[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + data[2:])
-    upright = read_rgb(write(tmp_path / "plain.jpg", RGB))
-    assert np.array_equal(read_rgb(path), np.rot90(upright, -1))
-
-
-def test_a_jpeg_may_be_followed_by_anything(tmp_path: Path) -> None:
-    """Phones append films to photographs; their bytes look like JPEG marks now and then."""
-    path = write(tmp_path / "photo.jpg", RGB)
-    whole = path.read_bytes()
-    expected = read_rgb(path)
-    path.write_bytes(whole + b"\x00\x00 film \xff\xda and more")
-    assert np.array_equal(read_rgb(path), expected)
-    # A thumbnail in front has an end mark of its own, which is not the image's.
-    thumbnail = b"\xff\xe1" + (len(whole) + 2).to_bytes(2, "big") + whole
-    path.write_bytes(whole[:2] + thumbnail + whole[2:-200])
-    with pytest.raises(InputError, match="cut off"):
-        read_rgb(path)
-
-
-def test_read_rgb_brings_16_bits_to_8(tmp_path: Path) -> None:
-    write_image(tmp_path / "deep.png", DecodedImage(RGB.astype(np.uint16) * 257, ALPHA.astype(np.uint16)))
-    assert np.array_equal(read_rgb(tmp_path / "deep.png"), RGB)
-
-
-@pytest.mark.parametrize(
-    "kind", ["missing", "empty", "text", "folder", "png cut", "png cut early", "jpg cut", "tif cut", "float"]
-)
-def test_what_is_no_picture_is_refused_in_one_line(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / f"bad.{'jpg' if 'jpg' in kind else 'tif' if kind in ('tif cut', 'float') else 'png'}"
-    if kind == "empty":
-        path.touch()
-    elif kind == "text":
-        path.write_text("I am a picture")
-    elif kind == "folder":
-        path.mkdir()
-    elif kind == "float":
-        write(path, RGB.astype(np.float32))
-    elif "cut" in kind:
-        data = write(path, RGB).read_bytes()
-        path.write_bytes(data[: 60 if "early" in kind else len(data) * 2 // 3])
-    with pytest.raises(InputError) as caught:
-        read_image(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_quantize_rounds_and_truncates() -> None:
