@@ -1,7 +1,7 @@
-"""Image files: read with their metadata, or rejected in one line, and written.
+"""Read image files with their metadata, or reject them in one line, and write the results.
 
-Pillow does both; OpenCV reads 16 bits and writes PNG. The network gets the stored values, and the
-result keeps their colour profile. datasets/README.md lists the kinds of files.
+Pillow does it, except for 16 bits and for writing PNG, where OpenCV does. The network gets the
+stored values, and the result has their colour profile. datasets/README.md lists the kinds of files.
 """
 
 import contextlib
@@ -81,13 +81,13 @@ def read_image(path: Path) -> DecodedImage:
             raise InputError("no such image file; check its spelling")
         data = path.read_bytes()
         Image.open(io.BytesIO(data)).verify()  # the checksums of PNG, which decoding ignores
-        image = Image.open(io.BytesIO(data))
+        image: Any = Image.open(io.BytesIO(data))
         if image.width * image.height > MOST_PIXELS:
             raise InputError(f"too large ({image.width} x {image.height} pixels); make it smaller")
         has_16_bits = image.format == "PNG" and data[24] == 16
         if image.format == "TIFF":
+            _check_tiff(image.tag_v2, data)
             has_16_bits = 16 in image.tag_v2.get(Tag.BitsPerSample, ())
-            _check_tiff(image.tag_v2, has_16_bits, data)
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: previews
         pixels = _decode_16_bits(image, data) if has_16_bits else _decode_8_bits(image, data)
         metadata = _metadata(image, data)
@@ -102,36 +102,32 @@ def read_image(path: Path) -> DecodedImage:
     return DecodedImage(rgb, alpha, channels == 1, metadata, frames)
 
 
-def _check_tiff(tags: Mapping[int, Any], has_16_bits: bool, data: bytes) -> None:
-    """Raise InputError for a raw file, and for a TIFF that would be misread."""
-    preview = tags.get(Tag.NewSubfileType, 0) & 1 or data.startswith(b"II*\0\x10\0\0\0CR")  # CR2
-    if preview or Tag.DNGVersion in tags or {Tag.Make, Tag.SubIFDs} <= set(tags):
+def _check_tiff(tags: Mapping[int, Any], data: bytes) -> None:
+    """Raise InputError for raw files of cameras, which are TIFFs too, and for other channels."""
+    is_raw = Tag.DNGVersion in tags or {Tag.Make, Tag.SubIFDs} <= set(tags)
+    is_cr2 = data.startswith(b"II*\0\x10\0\0\0CR")
+    if is_raw or is_cr2 or tags.get(Tag.NewSubfileType, 0) & 1:  # 1: reduced image
         raise InputError("a raw file, or a TIFF that begins with a preview; save the image as PNG")
-    samples = tags.get(Tag.SamplesPerPixel, 1)
-    white_is_zero = tags.get(Tag.PhotometricInterpretation) == 0
-    kinds = {
-        f"{samples} channels": samples > 4,
-        "premultiplied alpha": 1 in tags.get(Tag.ExtraSamples, ()),
-        "planar": samples > 1 and tags.get(Tag.PlanarConfiguration) == 2,
-        "16 bits, white is zero": has_16_bits and white_is_zero,
-    }
-    for kind, present in kinds.items():
-        if present:
-            raise InputError(f"a TIFF of this kind ({kind}) is not read; convert it to PNG")
+    if tags.get(Tag.SamplesPerPixel, 1) > 4:
+        raise InputError("a TIFF of more than 4 channels is not read; convert it to PNG")
 
 
-def _decode_16_bits(image: Image.Image, data: bytes) -> np.ndarray:
+def _decode_16_bits(image: Any, data: bytes) -> np.ndarray:
     """Decode PNG or TIFF with OpenCV, because Pillow would keep 8 bits: (H, W, C) uint16."""
     pixels = np.atleast_3d(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
     channels = {"I;16": 1, "RGB": 3, "RGBA": 4, "LA": 4}.get(image.mode)  # OpenCV has no LA
-    turned = image.format == "PNG" and image.getexif().get(Tag.Orientation, 1) != 1
     known = pixels.dtype == np.uint16 and pixels.shape[2] == channels
-    if turned or not known or "transparency" in image.info:
+    tags = getattr(image, "tag_v2", {})
+    misread = tags.get(Tag.PlanarConfiguration) == 2 or 1 in tags.get(Tag.ExtraSamples, ())
+    misread |= tags.get(Tag.PhotometricInterpretation) == 0  # white is zero
+    if image.format == "PNG":  # OpenCV turns only TIFF
+        misread = "transparency" in image.info or image.getexif().get(Tag.Orientation, 1) != 1
+    if misread or not known:
         raise InputError("damaged, or 16 bits of a kind that is not read; convert it to 8 bits")
     return pixels[..., BGR[channels]]
 
 
-def _decode_8_bits(image: Image.Image, data: bytes) -> np.ndarray:
+def _decode_8_bits(image: Any, data: bytes) -> np.ndarray:
     """Decode with Pillow, upright: (H, W, C) uint8, grey, RGB or RGBA."""
     if image.mode not in MODES:
         raise InputError(f"{image.format} of this kind ({image.mode}) is not read; save it as PNG")
@@ -175,10 +171,9 @@ def _metadata(image: Image.Image, data: bytes) -> dict[str, Any]:
     """Return the metadata to keep; damaged parts are left out."""
     names = ("icc_profile", "xmp", "dpi")
     found = {name: image.info[name] for name in names if image.info.get(name)}
-    if "xmp" in found:  # the pixels are upright now
-        found["xmp"] = re.sub(rb'(tiff:Orientation[=>]"?)[2-8]', rb"\g<1>1", found["xmp"])
-    if XMP_PARTS.search(found.get("xmp", b"")):
-        del found["xmp"]
+    xmp = found.pop("xmp", b"")
+    if xmp and not XMP_PARTS.search(xmp):  # the pixels are upright now
+        found["xmp"] = re.sub(rb'(tiff:Orientation[=>]"?)[2-8]', rb"\g<1>1", xmp)
     if not all(0 < value < 1e7 for value in found.get("dpi", ())):
         del found["dpi"]
     with contextlib.suppress(Exception):  # Pillow raises errors of any type for damaged EXIF
