@@ -19,7 +19,14 @@ import numpy as np
 from derain import figure, page
 from derain.cli import Progress, check_folder
 from derain.pairs import Pair, rainy_file, read_pair
-from derain.images import DecodedImage, read_image, read_rgb
+from derain.images import (
+    DecodedImage,
+    network_input,
+    network_output,
+    read_image,
+    read_rgb,
+    write_image,
+)
 from derain.inference import Loader, derain_image, open_network, parse_tile, weights_file
 from derain.inputs import EvalSettings, Images, collect
 from derain.results import MadeWith, OutputPaths, identical, refuse_replacing, summary_lines, table, write_results
