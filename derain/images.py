@@ -84,7 +84,9 @@ def read_image(path: Path) -> DecodedImage:
         image: Any = Image.open(io.BytesIO(data))
         if image.width * image.height > MOST_PIXELS:
             raise InputError(f"too large ({image.width} x {image.height} pixels); make it smaller")
-        has_16_bits = image.format == "PNG" and data[24] == 16
+        has_16_bits = image.format == "PPM" and b"65535" in data[:40]
+        if image.format == "PNG":
+            has_16_bits = data[24] == 16
         if image.format == "TIFF":
             _check_tiff(image.tag_v2, data)
             has_16_bits = 16 in image.tag_v2.get(Tag.BitsPerSample, ())
@@ -113,9 +115,9 @@ def _check_tiff(tags: Mapping[int, Any], data: bytes) -> None:
 
 
 def _decode_16_bits(image: Any, data: bytes) -> np.ndarray:
-    """Decode PNG or TIFF with OpenCV, because Pillow would keep 8 bits: (H, W, C) uint16."""
+    """Decode PNG, PPM or TIFF with OpenCV, because Pillow keeps 8 bits: (H, W, C) uint16."""
     pixels = np.atleast_3d(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
-    channels = {"I;16": 1, "RGB": 3, "RGBA": 4, "LA": 4}.get(image.mode)  # OpenCV has no LA
+    channels = {"I": 1, "I;16": 1, "RGB": 3, "RGBA": 4, "LA": 4}.get(image.mode)  # LA as RGBA
     known = pixels.dtype == np.uint16 and pixels.shape[2] == channels
     tags = getattr(image, "tag_v2", {})
     misread = tags.get(Tag.PlanarConfiguration) == 2 or 1 in tags.get(Tag.ExtraSamples, ())
@@ -123,7 +125,8 @@ def _decode_16_bits(image: Any, data: bytes) -> np.ndarray:
     if image.format == "PNG":  # OpenCV turns only TIFF
         misread = "transparency" in image.info or image.getexif().get(Tag.Orientation, 1) != 1
     if misread or not known:
-        raise InputError("damaged, or 16 bits of a kind that is not read; convert it to 8 bits")
+        kinds = "planar, white is zero, premultiplied alpha, a transparent colour, turned"
+        raise InputError(f"damaged, or 16 bits of a rare kind ({kinds}); convert it to plain PNG")
     return pixels[..., BGR[channels]]
 
 
