@@ -193,7 +193,7 @@ def _argument(field: dataclasses.Field, kind: Any, default: Any) -> tuple[list[s
     several = typing.get_origin(kind) is tuple
     element = typing.get_args(kind)[0] if several else kind
     if field.metadata["positional"]:
-        return [field.name], {"type": element, "nargs": "+", "help": field.metadata["help"]}
+        return [field.name], {"type": element, "nargs": "*", "help": field.metadata["help"]}
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
     text = field.metadata["help"] + ("" if default in (None, ()) else f" (default: {shown})")
     options: dict[str, Any] = {"default": default, "help": text.replace("%", "%%")}

@@ -1,17 +1,17 @@
 """What a test takes: its settings, its images, and what tables may call them."""
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from derain import figure
 from derain.cli import check_folder, setting, text_to_paths
-from derain.identify import identify_pairs
-from derain.pairs import Pair, find_pairs, find_rainy, folders_below, is_open_folder, list_images, rainy_file
+from derain.pairs import Pair, find_pairs, find_rainy, list_images, rainy_file
 from derain.synthesize import stand_in, synthetic_label
 from derain.results import OutputPaths, output_paths, refuse_replacing
-from derain.sets import TestSet
+from derain.sets import TestSet, identify_pairs
 from derain.video import VIDEO_SUFFIXES
 from utils import InputError
 
@@ -169,3 +169,23 @@ def refuse_own(settings: EvalSettings, test_set: TestSet) -> None:
     for name, usual in (("suffix", ""), ("format", "png"), ("out", None)):
         if getattr(settings, name) != usual:
             raise InputError(f"--{name}: is for your own images (test_real.py); a test set's are saved as NAME.png")
+
+
+def is_open_folder(path: Path) -> bool:
+    """Whether a path is a folder that this user may read."""
+    return path.is_dir() and os.access(path, os.R_OK | os.X_OK)
+
+
+def folders_below(folder: Path, leave_out: Path) -> list[Path]:
+    """Return a folder and all its subfolders but `leave_out`; links don't lead to one twice."""
+    folders: list[Path] = []
+    taken, waiting = {os.path.realpath(leave_out)} - {os.path.realpath(folder)}, [folder]
+    while waiting:
+        folder = waiting.pop()
+        place = os.path.realpath(folder)
+        if place in taken:
+            continue
+        taken.add(place)
+        folders.append(folder)
+        waiting += sorted((p for p in folder.iterdir() if p.name[0] != "." and is_open_folder(p)), reverse=True)
+    return folders

@@ -1,54 +1,46 @@
-"""Find the rainy and clean images of a data set and pair them by name, in every layout of datasets/README.md."""
+"""Find the rainy and clean images of a data set, and pair them.
 
-import dataclasses
+    pairs = find_pairs(Path("datasets/test/Rain100L"))
+    rainy, clean = read_pair(pairs[0])
+
+datasets/README.md shows the layouts that are recognised.
+"""
+
+import itertools
 import os
 import re
-import unicodedata
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from derain.images import SUFFIXES, is_image, read_rgb
+from derain.names import match_names
 from utils import InputError
 
 RAINY_FOLDERS = ("rainy", "rain", "input", "lq", "in", "data", "rainy_image", "rain_x2", "rainy_x2")
 CLEAN_FOLDERS = ("clean", "groundtruth", "ground_truth", "gt", "norain", "target", "label")
-FIX = (
-    "put the rainy images into rainy/ and the clean ones into clean/, under the same names, or name the folder of the "
-    "clean ones by --clean_dir (if each file shows both side by side: python -m derain.halves); "
-    "datasets/README.md lists the known layouts"
-)
-NESTING = 3  # levels of folders to look through for the set
-SAMPLE = 3  # images per folder that are compared where several folders could be meant
-_PREFIX = re.compile(r"^(no-?)?rainy?([-_ ]|(?=[0-9])|$)", re.I)  # rain-1, norain-1, rain1, but not rainbow
-_RAINY, _CLEAN = re.compile(r"^rainy?([-_ ]|[0-9]|$)|[0-9]_rain$", re.I), re.compile(r"^no-?rain|[0-9]_clean$", re.I)
-_SUFFIX = re.compile(r"(?<=[0-9])(_rain|_clean|gt|_?x[0-9])$", re.I)  # 1_rain + 1_clean, 001 + 001gt, 001x2
-_COPY = re.compile(r"( ?\([0-9]+\)| - copy| copy)+$", re.I)  # what browsers and file managers add to a second copy
-
-# RainTrainH's image n shows BSD300 photograph (n - 1) mod 300, in string order. These 91 are also the backgrounds of
-# Rain100H and Rain100L, so the strict set leaves their 546 images out.
+RAINY_WORD = re.compile(r"(?<![a-z])rainy?(?![a-z])", re.I)  # in rain-1 and 1_rain, not rainbow-1
+CLEAN_WORD = re.compile(r"(?<![a-z])(no-?rain|clean|gt)(?![a-z])", re.I)
+NESTING = 3  # levels of folders that are searched for a set
+FIX = "name the folders by --data_path RAINY --clean_dir CLEAN; datasets/README.md has the layouts"
 RAINTRAINH_PAIRS, BSD300_PHOTOGRAPHS = 1800, 300
-RAIN100_BACKGROUNDS = frozenset({0, 9, *range(99, 188)})
+RAIN100_BACKGROUNDS = frozenset({0, 9, *range(99, 188)})  # Rain100H's and Rain100L's, of BSD300
 
 
-class UnknownLayout(InputError):
-    """A folder that is no set of pairs in any layout, as opposed to a set with something wrong in it."""
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Pair:
-    """A rainy image file and the clean image file of the same scene; `key` is what identifies the rainy one."""
+    """A rainy image file and the clean one of the same scene."""
 
-    key: str
     rainy: Path
     clean: Path
 
     @property
     def number(self) -> int | None:
-        return int(self.key) if self.key.isdigit() and self.key.isascii() else None
+        """The number in the rainy image's name, if there is just one."""
+        numbers = re.findall("[0-9]+", self.rainy.stem)
+        return int(numbers[0]) if len(numbers) == 1 else None
 
 
 def rainy_file(item: Pair | Path) -> Path:
@@ -56,272 +48,132 @@ def rainy_file(item: Pair | Path) -> Path:
     return item if isinstance(item, Path) else item.rainy
 
 
-def natural_order(path: Path) -> list[tuple[int, int, str]]:
-    """Return a sort key under which rain-2.png comes before rain-10.png, on every file system."""
-    parts = re.split(r"([0-9]+)", path.name)
-    return [(0, int(p), "") if p.isdigit() and p.isascii() else (1, 0, p) for p in parts if p]
-
-
 def list_images(folder: Path) -> list[Path]:
-    """Return the image files directly in a folder, without hidden ones, in natural order."""
-    return _inside(folder, is_image)
+    """Return the image files directly in a folder, without hidden ones; 10.png follows 9.png.
 
-
-def _inside(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
-    """Return what is directly in a folder and is wanted, without hidden ones, in natural order."""
-    try:
-        return sorted((p for p in folder.iterdir() if p.name[0] != "." and wanted(p)), key=natural_order)
-    except OSError as error:
-        raise InputError(f"{folder}: the folder cannot be read ({error.strerror}); check its permissions") from error
-
-
-def is_open_folder(path: Path) -> bool:
-    """Whether a path is a folder that this user may read, unlike lost+found."""
-    return path.is_dir() and os.access(path, os.R_OK | os.X_OK)
-
-
-def find_pairs(folder: Path, log: Callable[[str], Any] = print, clean_dir: Path | None = None) -> list[Pair]:
-    """Pair the rainy and clean images of a folder, in natural order of the rainy ones.
-
-    Names are paired by number (rain-001 with norain-1) or, without one, by the rest of the name; a clean image may
-    belong to several rainy ones (901_1, 901_2, ... with 901). If the folder holds no images of a set itself, its
-    subfolders are searched. log: takes the line that says which images were left out. clean_dir: where the clean images
-    are, if not in `folder`, which then has the rainy ones; both folders may have any name.
-
-    Raises UnknownLayout if there is no set, or more than one, and InputError for a missing folder, an image without
-    its partner (naming both), two images with one name, or several folders that could be meant.
+    Raises InputError for a missing folder.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; see datasets/README.md for where to get the data sets")
-    if clean_dir is None:
-        place, rainy, clean, left_out = _find_set(folder)
-    else:
-        if folder.resolve() == clean_dir.resolve():
-            raise InputError(f"--clean_dir {clean_dir}: is the folder of the rainy images; name that of the clean ones")
-        place, rainy, clean, left_out = folder, images_in(folder), images_in(clean_dir), []
-    rainy_by_key, clean_by_key = by_key(rainy), by_key(clean)
-    pairs = []
-    for key, path in rainy_by_key.items():
-        original = rainy_by_key.get(_key(_COPY.sub("", path.stem)), path)
-        if original is not path and key not in clean_by_key:
-            raise InputError(f"{path}: looks like a second copy of {original.name}; remove it")
-        partner = _partner(key, clean_by_key)
-        if partner is None:
-            wanted = clean[0].with_name(_partner_name(path, clean))
-            raise InputError(f"{path}: its clean image {wanted} is missing; add it or remove {path.name}")
-        pairs.append(Pair(key, path, clean_by_key[partner]))
-    paired = {pair.clean for pair in pairs}
-    for path in clean:
-        if path not in paired:
-            wanted = rainy[0].with_name(_partner_name(path, rainy))
-            raise InputError(f"{path}: its rainy image {wanted} is missing; add it or remove {path.name}")
-    if left_out:
-        log(f"{place}: {len(pairs)} pairs; left out: {', '.join(left_out)}")
-    return pairs
-
-
-def images_in(folder: Path) -> list[Path]:
-    """Return a folder's images, or those of its only subfolder with images. Raises InputError if there are none."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    found = list_images(folder)
-    inside = [] if found else [p for p in folders_below(folder, folder) if p != folder and list_images(p)]
-    if len(inside) > 1:
-        raise InputError(f"{folder}: images are in {len(inside)} folders below it, such as {inside[0]}; name one")
-    if not (found or inside):
-        raise InputError(f"{folder}: holds no image")
-    return found or list_images(inside[0])
-
-
-def _find_set(folder: Path) -> tuple[Path, list[Path], list[Path], list[str]]:
-    """Return the folder of the only set at or below a folder, its rainy and clean files, and what is left out."""
-    inside = [folder]
-    for _ in range(NESTING + 1):
-        found = [(place, *sides) for place in inside if (sides := _sides(place))]
-        if len(found) > 1:
-            names = ", ".join(str(place.relative_to(folder)) for place, *_ in found)
-            raise UnknownLayout(f"{folder}: holds {len(found)} data sets ({names}); give the path of one of them")
-        if found:
-            return found[0]
-        inside = [child for place in inside for child in _inside(place, is_open_folder)]
-    raise UnknownLayout(f"{folder}: no rainy and clean images in a known layout; {FIX}")
-
-
-def _sides(folder: Path) -> tuple[list[Path], list[Path], list[str]] | None:
-    """Return a folder's rainy files, its clean files and what is left out; None if it holds no set itself."""
-    children, here = {p.name.lower(): p for p in _inside(folder, Path.is_dir)}, list_images(folder)
-    rainy, clean = (
-        [files for name in names if name in children and (files := list_images(children[name]))]
-        for names in (RAINY_FOLDERS, CLEAN_FOLDERS)
-    )
-    rainy_here, clean_here = ([p for p in here if pattern.search(p.stem)] for pattern in (_RAINY, _CLEAN))
-    if rainy and not (clean or clean_here):
-        clean_here = here  # clean images of any name beside the folder of rainy ones
-    candidates = [[files for files in side if files] for side in ([*rainy, rainy_here], [*clean, clean_here])]
-    if not all(candidates):
-        return None
-    chosen = _choose(folder, *candidates)
-    folders = [f"{files[0].parent.name}/" for files in (*rainy, *clean) if files not in chosen]
-    others = Counter(re.sub("[0-9]+", "*", p.name) for p in here if not any(p in files for files in chosen))
-    return *chosen, folders + [f"{name} ({count})" for name, count in others.most_common(5)]
-
-
-def _choose(folder: Path, rainy: list[list[Path]], clean: list[list[Path]]) -> tuple[list[Path], list[Path]]:
-    """Choose one group of rainy and one of clean files; copies count once, and no rainy image is darker than its clean.
-
-    Raises InputError, naming the folders, if that does not leave exactly one of each.
-    """
-    rainy, clean = _distinct(rainy), _distinct(clean)
-    if len(rainy) == len(clean) == 1:
-        return rainy[0], clean[0]
-    fitting = [(r, c) for r in rainy for c in clean if _fit(r, c)]
-    if len(fitting) != 1:
-        names = ", ".join(f[0].name if f[0].parent == folder else f"{f[0].parent.name}/" for f in (*rainy, *clean))
-        raise InputError(f"{folder}: {names} could all be meant; keep one folder of rainy and one of clean images")
-    return fitting[0]
-
-
-def _distinct(groups: list[list[Path]]) -> list[list[Path]]:
-    """Return groups of files without those whose first images have the pixels of an earlier group's."""
-    if len(groups) == 1:
-        return groups
-    by_pixels: dict[tuple, list[Path]] = {}
-    for files in groups:
-        images = [_read(path) for path in files[:SAMPLE]]
-        pixels = tuple(path if x is None else (x.shape, x.tobytes()) for path, x in zip(files, images, strict=False))
-        by_pixels.setdefault((len(files), *pixels), files)
-    return list(by_pixels.values())
-
-
-def _fit(rainy: list[Path], clean: list[Path]) -> bool:
-    """Whether the first images of a group are those of another under rain: brighter somewhere, and nowhere darker."""
-    by_key = {name_key(path): path for path in clean}
-    partners = [(path, by_key[key]) for path in rainy[:SAMPLE] if (key := _partner(name_key(path), by_key)) is not None]
-    images = [(_read(r), _read(c)) for r, c in partners]
-    return bool(images) and all(
-        r is not None and c is not None and r.shape == c.shape and (r >= c).mean() > 0.999 and (r > c).any()
-        for r, c in images
-    )
-
-
-def _read(path: Path) -> np.ndarray | None:
-    try:
-        return read_rgb(path)
-    except InputError:
-        return None
-
-
-def name_key(path: Path) -> str:
-    """Return what the names of a pair share: the number without leading zeros, or the name without rain- or norain-."""
-    return _key(path.stem)
-
-
-def _key(stem: str) -> str:
-    rest = _SUFFIX.sub("", _PREFIX.sub("", unicodedata.normalize("NFC", stem)))
-    return str(int(rest)) if rest.isdigit() and rest.isascii() else rest
-
-
-def _partner(key: str, clean_keys: Collection[str]) -> str | None:
-    """Return the clean key that belongs to a rainy one: 901_2 if there is one, otherwise 901."""
-    parts = key.split("_")
-    names = ["_".join(parts[:n]) for n in range(len(parts), 0, -1)]
-    return next((k for name in names for k in (name, _key(name)) if k in clean_keys), None)
-
-
-def by_key(paths: Sequence[Path]) -> dict[str, Path]:
-    """Return files by what the names of a pair share. Raises InputError if two have the same."""
-    found: dict[str, Path] = {}
-    for path in paths:
-        other = found.setdefault(name_key(path), path)
-        if other is not path:
-            raise InputError(f"{other} and {path}: two images for one place of the set; remove one")
-    return found
-
-
-def _partner_name(path: Path, others: Sequence[Path]) -> str:
-    """Return the name that a missing partner would have, judging by how its neighbours are named."""
-    like = others[0].stem
-    prefix, suffix = _PREFIX.match(like), _SUFFIX.search(like)
-    middle = _SUFFIX.sub("", _PREFIX.sub("", path.stem))
-    return (prefix.group() if prefix else "") + middle + (suffix.group() if suffix else "") + others[0].suffix
-
-
-def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-    """Read a pair's images, (H, W, 3) uint8 RGB.
-
-    Raises InputError naming both files if one can't be read or their sizes differ.
-    """
-    images = []
-    for path, partner in ((pair.rainy, pair.clean), (pair.clean, pair.rainy)):
-        try:
-            images.append(read_rgb(path))
-        except InputError as error:
-            raise InputError(f"{error} (its partner is {partner})") from error
-    rainy, clean = images
-    if rainy.shape != clean.shape:
-        sizes = " and ".join(f"{image.shape[1]}x{image.shape[0]}" for image in (rainy, clean))
-        raise InputError(f"{pair.rainy} and {pair.clean} differ in size ({sizes}); a pair must show the same pixels")
-    return rainy, clean
+        raise InputError(f"{folder}: no such folder; datasets/README.md says where to get the sets")
+    images = [path for path in folder.iterdir() if path.name[0] != "." and is_image(path)]
+    return sorted(images, key=lambda path: re.sub("[0-9]+", lambda n: n[0].zfill(30), path.name))
 
 
 def find_rainy(path: Path) -> list[Path]:
-    """Find rainy images whose clean ones are not needed: one file, all images of a folder, or a data set's rainy ones.
+    """Return a file, the rainy images of a folder that is exactly a set, or all images of another.
 
     Raises InputError if there is none.
     """
     if path.is_file():
         return [path]
-    if not path.is_dir():
-        raise InputError(f"{path}: no such image, video or folder; check its spelling")
-    images, lines = list_images(path), list[str]()
+    images, used = list_images(path), set[Path]()
     try:
-        pairs = find_pairs(path, lines.append)
-        if set(images) <= {file for pair in pairs for file in (pair.rainy, pair.clean)}:
-            print(*lines, sep="\n", end="\n" if lines else "")
-            return [pair.rainy for pair in pairs]
+        pairs = find_pairs(path, log=lambda line: None)
     except InputError:
-        pass  # no data set: nothing in it is left out because of its name
+        pairs = []
+    for pair in pairs:
+        used |= {pair.rainy, pair.clean}
+    if pairs and used.issuperset(images):
+        return [pair.rainy for pair in pairs]
     if not images:
         raise InputError(f"{path}: holds no image ({', '.join(sorted(SUFFIXES))})")
     return images
 
 
-def folders_below(folder: Path, leave_out: Path) -> list[Path]:
-    """Return a folder and all its subfolders, without hidden or unreadable ones, in natural order.
+def find_pairs(
+    folder: Path, log: Callable[[str], object] = print, clean_dir: Path | None = None
+) -> list[Pair]:
+    """Pair the rainy and clean images of the set in a folder or below it, in list_images' order.
 
-    Links are followed, but no folder is taken twice, wherever links lead. leave_out: a subfolder
-    to skip, because results are there.
+    match_names pairs them; several rainy images may share a clean one. clean_dir: the folder of the
+    clean images, and `folder` has the rainy ones. log: gets a line if other images are left out.
+
+    Raises InputError if there is no set, or several, or if an image has no partner.
     """
-    folders: list[Path] = []
-    taken, waiting = {os.path.realpath(leave_out)} - {os.path.realpath(folder)}, [folder]
-    while waiting:
-        folder = waiting.pop()
-        place = os.path.realpath(folder)
-        if place in taken:
-            continue
-        taken.add(place)
-        folders.append(folder)
-        waiting += reversed(_inside(folder, is_open_folder))
-    return folders
+    if clean_dir is None:
+        rainy, clean = _find_set(folder, log)
+    else:
+        rainy, clean = list_images(folder), list_images(clean_dir)
+        if not rainy or not clean or rainy == clean:
+            raise InputError(f"{folder}, --clean_dir {clean_dir}: must be two folders of images")
+    partners = match_names(rainy, clean)
+    example = "names have nothing in common"
+    for path, partner in partners.items():
+        example = f"as {path.name} has {partner.name}"
+    matched = {*partners, *partners.values()}
+    for path in (*rainy, *clean):
+        if path not in matched:
+            raise InputError(f"{path}: has no partner, {example}; add it, or remove {path.name}")
+    return [Pair(path, partners[path]) for path in rainy]
 
 
-# ---------------------------------------------------------------- the strict rule
+def _find_set(folder: Path, log: Callable[[str], object]) -> tuple[list[Path], list[Path]]:
+    """Return the rainy and clean files of the only set in a folder or below it."""
+    found = list(_find_sets(folder, NESTING))
+    if not found:
+        raise InputError(f"{folder}: no rainy and clean images in a known layout; {FIX}")
+    if len(found) > 1:
+        choices = " or ".join(f"{rainy[0]} with {clean[0]}" for rainy, clean in found[:2])
+        raise InputError(f"{folder}: could mean {choices}; remove copies, or {FIX}")
+    rainy, clean = found[0]
+    others = set(list_images(rainy[0].parent) + list_images(folder)).difference(rainy, clean)
+    if others:
+        log(f"{folder}: {len(rainy)} pairs; left out {len(others)} images such as {min(others)}")
+    return rainy, clean
+
+
+def _find_sets(folder: Path, nesting: int) -> Iterator[tuple[list[Path], list[Path]]]:
+    """Yield each way to see rainy and clean files in a folder; if there is none, in those below."""
+    images, rainy, clean = list_images(folder), [], []
+    rainy_here, clean_here, children = [], [], []
+    for child in sorted(folder.iterdir()):
+        if child.is_dir() and os.access(child, os.R_OK):
+            children.append(child)
+            if child.name.lower() in RAINY_FOLDERS:
+                rainy.append(list_images(child))
+            if child.name.lower() in CLEAN_FOLDERS:
+                clean.append(list_images(child))
+    for image in images:
+        if CLEAN_WORD.search(image.stem):
+            clean_here.append(image)
+        elif RAINY_WORD.search(image.stem):
+            rainy_here.append(image)
+    if any(rainy) and not any(clean) and not clean_here:
+        clean_here = images  # clean images of any name beside the folder of rainy ones
+    product = itertools.product([*rainy, rainy_here], [*clean, clean_here])
+    sides = list(filter(all, product))
+    yield from sides
+    for child in children:
+        if nesting and not sides:
+            yield from _find_sets(child, nesting - 1)
+
+
+def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    """Read a pair's images, (H, W, 3) uint8 RGB. Raises InputError if their sizes differ."""
+    rainy, clean = read_rgb(pair.rainy), read_rgb(pair.clean)
+    if rainy.shape != clean.shape:
+        sizes = f"{rainy.shape[1]}x{rainy.shape[0]} and {clean.shape[1]}x{clean.shape[0]}"
+        raise InputError(f"{pair.rainy} and {pair.clean} differ in size ({sizes}); remove the pair")
+    return rainy, clean
 
 
 def strict_raintrainh(pairs: Sequence[Pair]) -> tuple[list[Pair], str]:
-    """Leave out the RainTrainH images with backgrounds of Rain100H and Rain100L: 1,254 of 1,800 stay.
+    """Leave out RainTrainH's pairs with backgrounds of Rain100H and Rain100L: 1,254 of 1,800 stay.
 
-    Returns the pairs to train on and a sentence that says what was done. RainTrainH is identified by
-    its numbers, 1 to 1,800 or the strict ones among them; any other set is returned whole.
+    Returns the pairs and a sentence that says what was done. RainTrainH is identified by its
+    numbers, 1 to 1,800 or the strict ones among them; any other set is returned whole.
     """
-    numbers = {pair.number for pair in pairs}
-    every = set(range(1, RAINTRAINH_PAIRS + 1))
+    numbers, every = {pair.number for pair in pairs}, set(range(1, RAINTRAINH_PAIRS + 1))
     if numbers not in (every, set(filter(is_strict, every))):
-        return list(pairs), f"strict rule not applied: {len(pairs)} pairs that are not numbered as RainTrainH's 1,800"
+        return list(pairs), f"strict rule not applied: {len(pairs)} pairs, not RainTrainH's 1,800"
     kept = [pair for pair in pairs if is_strict(pair.number)]
-    return kept, f"strict RainTrainH: {len(kept)} of {len(pairs)} pairs, none with a background of Rain100H or Rain100L"
+    shows = "none with a background of Rain100H or Rain100L"
+    return kept, f"strict RainTrainH: {len(kept)} of {len(pairs)} pairs, {shows}"
 
 
 def is_strict(number: int) -> bool:
-    """Whether RainTrainH's image `number` (1 to 1800) shows no background of Rain100H or Rain100L."""
+    """Return whether RainTrainH's image `number` shows no background of Rain100H and Rain100L.
+
+    Image n shows photograph (n - 1) mod 300 of BSD300, sorted as strings.
+    """
     return (number - 1) % BSD300_PHOTOGRAPHS not in RAIN100_BACKGROUNDS

@@ -22,13 +22,12 @@ import numpy as np
 
 from derain import figure, page
 from derain.cli import check_folder, run_script, setting
-from derain.fingerprints import ALIKE, agreement, content_signs
-from derain.identify import identify_pairs
 from derain.images import read_rgb
-from derain.pairs import Pair, by_key, find_pairs, images_in, name_key
+from derain.names import match_names
+from derain.pairs import Pair, find_pairs, list_images
 from derain.score_tables import FORMATS, INPUT, Row, Scored, Target, tables
 from derain.scores import PROTOCOLS, score
-from derain.sets import TEST_SETS
+from derain.sets import TEST_SETS, identify_pairs
 from derain.synthesize import synthetic_label
 from utils import InputError, usable_cpus
 
@@ -80,7 +79,7 @@ def score_methods(settings: Settings) -> None:
         for name, folder in methods:
             found, sentence = match(target, folder if len(targets) == 1 else subfolder(folder, target.folder))
             say(f"{name}: {sentence}")
-            missing = [pair.rainy.name for pair in target.pairs if pair.key not in found]
+            missing = [pair.rainy.name for pair in target.pairs if pair.rainy.name not in found]
             if missing and not settings.partial:
                 say(f"{name}: left out of {target.label}: no image for {listed(missing)}; --partial scores the others")
             elif found:
@@ -137,7 +136,7 @@ def find_targets(settings: Settings) -> list[Target]:
         if settings.rainy_dir:
             pairs = find_pairs(settings.rainy_dir, say, settings.clean_dir)
         else:
-            pairs = [Pair(key, path, path) for key, path in by_key(images_in(settings.clean_dir)).items()]
+            pairs = [Pair(path, path) for path in list_images(settings.clean_dir)]
         return [Target(settings.clean_dir.resolve().name, "", pairs)]
     targets: list[Target] = []
     for name in str(settings.set).split(","):
@@ -152,40 +151,23 @@ def find_targets(settings: Settings) -> list[Target]:
     return targets
 
 
-RULES: dict[str, Callable[[Path], str]] = {
-    "by name": name_key,
-    "by the first number in the name": lambda path: number_in(path, 0),
-    "by the last number in the name": lambda path: number_in(path, -1),
-}
-
-
-def number_in(path: Path, place: int) -> str:
-    """Return the first or last number in a file's name, without leading zeros, or ''."""
-    numbers = re.findall("[0-9]+", path.stem)
-    return str(int(numbers[place])) if numbers else ""
-
-
 def match(target: Target, folder: Path) -> tuple[dict[str, Path], str]:
-    """Return the image of each pair's key in a method's folder, and a sentence that says how they were matched.
+    """Return a method's image of each rainy image's name, and a sentence that says how they were matched.
 
-    The rule that finds most images holds for all. Raises InputError if two images fit one place.
+    Raises InputError if two images fit one place.
     """
-    images, keys = images_in(folder), {pair.key for pair in target.pairs}
-    matched: dict[str, dict[str, list[Path]]] = {rule: defaultdict(list) for rule in RULES}
-    for (rule, key_of), path in itertools.product(RULES.items(), images):
-        if (key := key_of(path)) in keys:
-            matched[rule][key].append(path)
-    how, found = max(matched.items(), key=lambda item: len(item[1]))  # the first of the best
-    for paths in found.values():
-        if len(paths) > 1:
-            raise InputError(f"{paths[0]} and {paths[1]}: two images for one place of {target.label}; remove one")
+    images = list_images(folder)
+    found: dict[str, Path] = {}
+    for path, rainy in match_names(images, [pair.rainy for pair in target.pairs]).items():
+        other = found.setdefault(rainy.name, path)
+        if other is not path:
+            raise InputError(f"{other} and {path}: two images for one place of {target.label}; remove one")
     if not found:
         example = target.pairs[0].rainy.name
         return {}, f"no image of {folder} has a name like those of {target.label}, such as {example}"
-    first = next(pair for pair in target.pairs if pair.key in found)
-    example, others = f"{found[first.key][0].name} to {first.clean.name}", len(images) - len(found)
-    sentence = f"{len(found)} images of {folder} matched {how}, such as {example}"
-    return {key: paths[0] for key, paths in found.items()}, sentence + (f"; {others} others left out" if others else "")
+    name, path = next(iter(found.items()))
+    others = f"; {len(images) - len(found)} others left out" if len(images) > len(found) else ""
+    return found, f"{len(found)} images of {folder} matched, such as {path.name} to {name}{others}"
 
 
 # ---------------------------------------------------------------- measuring
@@ -194,48 +176,38 @@ def match(target: Target, folder: Path) -> tuple[dict[str, Path], str]:
 def measure(target: Target, outputs: dict[str, dict[str, Path]], protocols: Sequence[str]) -> list[Scored]:
     """Score the images that all methods have; the rainy input comes first, if it is known.
 
-    Raises InputError if an output differs in size from its clean image, or shows another image of the set.
+    Raises InputError if an output differs in size from its clean image.
     """
-    pairs = [pair for pair in target.pairs if all(pair.key in found for found in outputs.values())]
+    pairs = [pair for pair in target.pairs if all(pair.rainy.name in found for found in outputs.values())]
     if not pairs:
         raise InputError(f"{target.label}: no image that all methods have")
     if pairs[0].rainy != pairs[0].clean:
-        outputs = {INPUT: {pair.key: pair.rainy for pair in pairs}, **outputs}
+        outputs = {INPUT: {pair.rainy.name: pair.rainy for pair in pairs}, **outputs}
     scored = {name: Scored(name, {}, found) for name, found in outputs.items()}
-    signs: dict[str, list[np.ndarray]] = {name: [] for name in ["clean", *outputs]}
 
-    def scores_of(pair: Pair) -> tuple[dict[str, Row], dict[str, np.ndarray]]:
+    def scores_of(pair: Pair) -> dict[str, Row]:
         clean = read_rgb(pair.clean)
-        rows, shown = {}, {"clean": content_signs(clean)}
+        rows = {}
         for name, found in outputs.items():
-            image = read_rgb(found[pair.key])
+            image = read_rgb(found[pair.rainy.name])
             if image.shape != clean.shape:
                 sizes = " and ".join(f"{i.shape[1]}x{i.shape[0]}" for i in (image, clean))
                 raise InputError(
-                    f"{found[pair.key]} and {pair.clean} differ in size ({sizes}); score outputs of cropped copies "
+                    f"{found[pair.rainy.name]} and {pair.clean} differ in size ({sizes}); score outputs of cropped copies "
                     "against the copies' clean images (--clean_dir)"
                 )
             try:
                 rows[name] = {protocol: score(image, clean, protocol) for protocol in protocols}
             except ValueError as error:
-                raise InputError(f"{found[pair.key]}: {error}") from error
-            shown[name] = content_signs(image)
-        return rows, shown
+                raise InputError(f"{found[pair.rainy.name]}: {error}") from error
+        return rows
 
     with ThreadPoolExecutor(usable_cpus()) as pool:
-        for i, (pair, (rows, shown)) in enumerate(zip(pairs, pool.map(scores_of, pairs), strict=True), 1):
+        for i, (pair, rows) in enumerate(zip(pairs, pool.map(scores_of, pairs), strict=True), 1):
             for name, row in rows.items():
-                scored[name].rows[pair.key] = row
-            for name, sign in shown.items():
-                signs[name].append(sign)
+                scored[name].rows[pair.rainy.name] = row
             if i % 50 == 0 or i == len(pairs):
                 say(f"{target.label}: {i}/{len(pairs)}")
-    for name in outputs:
-        alike = agreement(np.array(signs[name]), np.array(signs["clean"]))
-        for i, pair in enumerate(pairs):
-            other = int(alike[i].argmax())
-            if alike[i, i] < ALIKE <= alike[i, other]:
-                raise InputError(f"{outputs[name][pair.key]}: shows {pairs[other].clean}, not {pair.clean}; rename it")
     return list(scored.values())
 
 
@@ -256,15 +228,15 @@ def figure_rows(
     """
     methods = [method for method in scored if method.name != INPUT]
     first, last = scored[min(1, len(methods) - 1)], methods[-1]
-    pairs = {pair.rainy.name: pair for pair in target.pairs if pair.key in last.rows}
+    pairs = {pair.rainy.name: pair for pair in target.pairs if pair.rainy.name in last.rows}
     gains = {
-        name: last.rows[pair.key][protocol][0] - first.rows[pair.key][protocol][0]
+        name: last.rows[pair.rainy.name][protocol][0] - first.rows[pair.rainy.name][protocol][0]
         for name, pair in pairs.items()
     }
     rows = []
     for name in figure.choose_images(list(pairs), names, gains):
         pair = pairs[name]
-        images = {method.name: read_rgb(method.files[pair.key]) for method in methods}
+        images = {method.name: read_rgb(method.files[pair.rainy.name]) for method in methods}
         title = f"{name}, {gains[name]:+.2f} dB"
         rows.append(figure.Row(title, {"rainy": read_rgb(pair.rainy), **images}, read_rgb(pair.clean)))
     return rows
@@ -273,14 +245,14 @@ def figure_rows(
 def write_page(folder: Path, target: Target, scored: list[Scored], protocol: str) -> None:
     """Write index.html: scores under one protocol, and every image in the versions of all methods."""
     methods = [method for method in scored if method.name != INPUT]
-    pairs = [pair for pair in target.pairs if pair.key in scored[0].rows]
+    pairs = [pair for pair in target.pairs if pair.rainy.name in scored[0].rows]
     rainy = scored[0].name == INPUT
     on_page = page.shown(len(pairs), len(scored) + 1)
 
     def item_of(pair: Pair) -> page.Item:
-        files = {**({"rainy": pair.rainy} if rainy else {}), **{m.name: m.files[pair.key] for m in methods}}
+        files = {**({"rainy": pair.rainy} if rainy else {}), **{m.name: m.files[pair.rainy.name] for m in methods}}
         small = {name: page.data_uri(read_rgb(file)) for name, file in (files | {"clean": pair.clean}).items()}
-        rows = {"rainy" if method.name == INPUT else method.name: method.rows[pair.key][protocol] for method in scored}
+        rows = {"rainy" if method.name == INPUT else method.name: method.rows[pair.rainy.name][protocol] for method in scored}
         return page.Item(pair.rainy.name, small, rows)
 
     with ThreadPoolExecutor(usable_cpus()) as pool:

@@ -62,7 +62,8 @@ def columns_of(results: Sequence[tuple[Target, list[Scored]]], protocol: str) ->
         known, keys = target.known, list(scored[0].rows)
         parts = [(target.label if len(keys) == len(target.pairs) else f"{len(keys)} of {target.label}", keys)]
         if known and known.unseen:
-            unseen = [key for key in keys if int(key) in known.unseen]
+            numbers = {pair.rainy.name: pair.number for pair in target.pairs}
+            unseen = [key for key in keys if numbers[key] in known.unseen]
             parts += [(f"{target.label}, {len(unseen)} unseen", unseen)] if unseen else []
         for title, part in parts:
             scores = {method.name: np.array([method.rows[key][protocol] for key in part]) for method in scored}
