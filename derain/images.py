@@ -42,7 +42,8 @@ BGR = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}  # channels -> OpenCV's order
 
 Image.MAX_IMAGE_PIXELS = None  # MOST_PIXELS is the limit
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # some XMP exceeds a megabyte
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # damage is reported here
+set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # of 4 or 5
+set_log_level(0)  # damaged files are reported here
 
 
 @dataclasses.dataclass(frozen=True)
