@@ -16,7 +16,8 @@ from networks import load_network
 
 
 def main(settings: EvalSettings) -> None:
-    evaluate(settings, RAIN100H, load_network)  # your own network: lambda path: load_network(path, MyNetwork())
+    # Your own network: lambda path: load_network(path, MyNetwork())
+    evaluate(settings, RAIN100H, load_network)
 
 
 if __name__ == "__main__":

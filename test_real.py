@@ -1,13 +1,13 @@
-"""Derain your own images and videos, of any size. No clean images are needed.
+"""Derain your own images and films, of any size. No clean images are needed.
 
     python test_real.py --data_path my_photos           # writes results/real/NAME.png
     python test_real.py --data_path holiday.jpg --out derained.jpg
     python test_real.py --data_path 2024/*.jpg 2025 --suffix _derained --format jpg
-    python test_real.py --data_path my_photos --recursive --show_rain   # subfolders too; removed rain to rain/NAME.png
-    python test_real.py --data_path drive.mp4           # writes results/real/drive.mp4, with its sound
+    python test_real.py --data_path my_photos --recursive --show_rain   # with subfolders, and rain/
+    python test_real.py --data_path drive.mp4           # writes results/real/drive.mp4, with sound
 
-Grey stays grey, 16 bits stay 16, alpha is kept. Images too large for the memory are computed in tiles, which gives
-the same pixels. Unreadable files are reported and skipped. Without --data_path, and without
+Grey stays grey, 16 bits stay 16, alpha is kept. Large images are computed in tiles, which gives the
+same pixels. Unreadable files are reported and skipped. Without --data_path, and without
 datasets/test/real, it shows itself on synthetic rain.
 """
 
@@ -17,10 +17,13 @@ from derain.cli import run_script
 from derain.evaluate import EvalSettings, evaluate
 from networks import load_network
 
+WEIGHTS = Path("logs/Rain100H")
+
 
 def main(settings: EvalSettings) -> None:
-    evaluate(settings, None, load_network)  # your own network: lambda path: load_network(path, MyNetwork())
+    # Your own network: lambda path: load_network(path, MyNetwork())
+    evaluate(settings, None, load_network)
 
 
 if __name__ == "__main__":
-    run_script(main, EvalSettings(logdir=Path("logs/Rain100H")), __doc__)
+    run_script(main, EvalSettings(logdir=WEIGHTS, precision="auto"), __doc__)

@@ -9,7 +9,6 @@ with a halo of that radius gives the same values as the whole image.
 
 import contextlib
 import copy
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from derain.blocks import Progress, in_blocks
 from derain.optimized import example, optimize
 from networks import load_network
-from utils import InputError, free_memory, quantize, release_freed_memory, to_image, to_tensor
+from utils import InputError, quantize, to_image, to_tensor
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WHOLE_PIXELS = 4_000_000  # images up to here are computed whole if memory allows
@@ -121,8 +120,6 @@ def derain_image(
         derained = to_image(derain(network, rainy))
         if not np.isfinite(derained).all():
             raise ValueError("the network's output is not finite; check the weights, or use --precision fp32")
-        if tile:  # so that what one tile leaves does not add to the memory of the next, or of encoding
-            release_freed_memory()
         return torch.from_numpy(quantize(derained, rgb.dtype, quantization)).permute(2, 0, 1)[None]
 
     pixels, radius = torch.from_numpy(rgb).permute(2, 0, 1)[None], reach(network)  # HWC -> NCHW, the same memory
@@ -131,13 +128,8 @@ def derain_image(
 
 
 def automatic_tile(height: int, width: int, network: nn.Module) -> int:
-    """Return 0 if an image fits well into the free memory, otherwise the largest side of a tile that does."""
-    device = next(network.parameters(), torch.empty(0)).device
-    pixels = free_memory(device) / 2 / getattr(network, "bytes_per_pixel", 2600)
-    radius = reach(network)
-    if radius is None or height * width <= min(pixels, WHOLE_PIXELS):
-        return 0
-    return max(64, min(LARGEST_TILE, int(math.sqrt(pixels)) - 2 * radius))
+    """Return 0 for an image of up to 4 megapixels, otherwise the side of the tiles."""
+    return 0 if reach(network) is None or height * width <= WHOLE_PIXELS else LARGEST_TILE
 
 
 def parse_tile(text: str) -> int | None:

@@ -11,6 +11,7 @@ much that 0.05 dB between two methods is mostly chance.
 
 import dataclasses
 import itertools
+import os
 import re
 import sys
 from collections import defaultdict
@@ -29,7 +30,7 @@ from derain.score_tables import FORMATS, INPUT, Row, Scored, Target, tables
 from derain.scores import PROTOCOLS, score
 from derain.sets import TEST_SETS, identify_pairs
 from derain.synthesize import synthetic_label
-from utils import InputError, usable_cpus
+from utils import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +203,7 @@ def measure(target: Target, outputs: dict[str, dict[str, Path]], protocols: Sequ
                 raise InputError(f"{found[pair.rainy.name]}: {error}") from error
         return rows
 
-    with ThreadPoolExecutor(usable_cpus()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for i, (pair, rows) in enumerate(zip(pairs, pool.map(scores_of, pairs), strict=True), 1):
             for name, row in rows.items():
                 scored[name].rows[pair.rainy.name] = row
@@ -247,19 +248,16 @@ def write_page(folder: Path, target: Target, scored: list[Scored], protocol: str
     methods = [method for method in scored if method.name != INPUT]
     pairs = [pair for pair in target.pairs if pair.rainy.name in scored[0].rows]
     rainy = scored[0].name == INPUT
-    on_page = page.shown(len(pairs), len(scored) + 1)
-
-    def item_of(pair: Pair) -> page.Item:
-        files = {**({"rainy": pair.rainy} if rainy else {}), **{m.name: m.files[pair.rainy.name] for m in methods}}
-        small = {name: page.data_uri(read_rgb(file)) for name, file in (files | {"clean": pair.clean}).items()}
-        rows = {"rainy" if method.name == INPUT else method.name: method.rows[pair.rainy.name][protocol] for method in scored}
-        return page.Item(pair.rainy.name, small, rows)
-
-    with ThreadPoolExecutor(usable_cpus()) as pool:
-        items = list(pool.map(item_of, [pair for i, pair in enumerate(pairs) if i in on_page]))
-    table = tables([(target, scored)], [protocol], [method.name for method in methods], "html")
+    items = []
+    for pair in pairs:
+        name = pair.rainy.name
+        files = {"rainy": pair.rainy} if rainy else {}
+        files |= {method.name: method.files[name] for method in methods}
+        rows = {"rainy" if m.name == INPUT else m.name: m.rows[name][protocol] for m in scored}
+        items.append(page.Item(name, files | {"clean": pair.clean}, rows))
+    table = tables([(target, scored)], [protocol], [method.name for method in methods], "markdown")
     compared = ["rainy" if rainy else "clean", *(method.name for method in methods)][:3][-2:]
-    page.write_page(folder, target.label, f"{len(pairs)} images.", table, items, compared, len(pairs) - len(items))
+    page.write_page(folder, target.label, f"{len(pairs)} images.", table, items, *compared)
 
 
 if __name__ == "__main__":

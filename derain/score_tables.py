@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import ttest_rel
 
-from derain.page import html_table
 from derain.pairs import Pair
 from derain.scores import PROTOCOLS
 from derain.sets import DARGNET, PUBLISHED, TestSet
@@ -189,8 +188,6 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]], kind: str) -> str
     first, *rest = [[escaped(cell, kind) for cell in line] for line in (head, *lines)]
     if kind == "markdown":
         return "\n".join("| " + " | ".join(line) + " |" for line in (first, ["---"] * len(head), *rest))
-    if kind == "html":
-        return html_table(first, rest)
     begin = rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
     top, *others = (" & ".join(line) + r" \\" for line in (first, *rest))
     return "\n".join([begin, r"\toprule", top, r"\midrule", *others, r"\bottomrule", r"\end{tabular}"])

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from derain.cli import interrupts_noted
-from derain.results import refuse_replacing
 from utils import InputError, atomic_path
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp"}
@@ -59,7 +58,8 @@ def derain_video(
         raise InputError(f"{source}: no such video; check its spelling")
     if target.suffix.lower() not in KEPT_CONTAINERS:
         target = target.with_suffix(".mp4")
-    refuse_replacing([target], [source])
+    if target.resolve() == source.resolve():
+        raise InputError(f"{target}: would replace the input; choose another file or folder")
     try:
         with av.open(f"file:{source}") as reader:  # a name may hold a colon
             first, total, times = _inspect(source, reader, start, end)

@@ -19,26 +19,29 @@ from benchmarks import plain_dargnet
 from networks import DARGNet, convert_state_dict
 
 ROOT = Path(__file__).resolve().parent.parent
-# Of commands: any warning is an error, and so in tests/versions.sh, but for the lowest versions' deprecations.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": os.environ.get("WARNINGS_OF_COMMANDS", "error")}
-SCRIPTS = (
-    *("train_rain100H.py", "train_rain100L.py"),
-    *("test_Rain100H.py", "test_Rain100L.py", "test_Rain12.py", "test_real.py"),
-)
+# Any warning of a command is an error; tests/versions.sh allows those of the lowest versions.
+WARNINGS = os.environ.get("WARNINGS_OF_COMMANDS", "error")
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": WARNINGS, "PYTHONPATH": str(ROOT)}
+TRAIN_SCRIPTS = ("train_rain100H.py", "train_rain100L.py")
+TEST_SCRIPTS = ("test_Rain100H.py", "test_Rain100L.py", "test_Rain12.py", "test_real.py")
+SCRIPTS = TRAIN_SCRIPTS + TEST_SCRIPTS
+Result = subprocess.CompletedProcess[str]
+Command = Callable[..., Result]
 
 
 @pytest.fixture(autouse=True)
 def few_threads() -> None:
-    """Tests may run side by side: each keeps to one core, so that none waits for the others' threads."""
+    """Keep each test to one core, since they may run side by side."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def heed_signals() -> None:
-    """A job in the background may have been started with Ctrl-C and SIGHUP ignored, and so would its commands be."""
+    """Undo that a job in the background ignores Ctrl-C and SIGHUP, as its commands would."""
     for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
-        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
-            signal.signal(getattr(signal, name), handler)
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
@@ -49,17 +52,27 @@ def network() -> DARGNet:
     return network.eval()
 
 
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """Weights of a tiny DARGNet, in a folder as --logdir takes it."""
+    torch.manual_seed(0)
+    (tmp_path / "my_logs").mkdir()
+    torch.save(DARGNet(4, 1).state_dict(), tmp_path / "my_logs/net_latest.pth")
+    return tmp_path / "my_logs"
+
+
 def scene(seed: int, height: int = 64, width: int = 72) -> tuple[np.ndarray, np.ndarray]:
     """A rainy and a clean image, (H, W, 3) uint8 RGB, one grey layer of rain added and clipped."""
     random = np.random.RandomState(seed)
     coarse = random.randint(0, 200, (height // 8 + 1, width // 8 + 1, 3)).astype(np.uint8)
     clean = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    layer = np.where(random.rand(height, width) < 0.2, random.randint(20, 120, (height, width)), 0)
+    drops = random.rand(height, width) < 0.2
+    layer = np.where(drops, random.randint(20, 120, (height, width)), 0)
     return np.minimum(255, clean.astype(int) + layer[..., None]).astype(np.uint8), clean
 
 
 def write(path: Path, rgb: np.ndarray) -> Path:
-    """Write RGB (or any channel layout OpenCV takes) with OpenCV's own writer, to check our reader against."""
+    """Write RGB, or any layout that OpenCV takes, by another writer than ours."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = rgb[..., ::-1] if rgb.ndim == 3 and rgb.shape[2] == 3 else rgb
     encoded, data = cv2.imencode(path.suffix, pixels)
@@ -82,31 +95,35 @@ LAYOUT_PATTERNS = {
 }
 
 
-def write_pairs(folder: Path, count: int = 3, layout: str = "PReNet test", first: int = 1, **size: int) -> Path:
-    """Write a data set of `count` scenes, from number `first`, in one of the layouts; returns the folder."""
-    rainy_pattern, clean_pattern = LAYOUT_PATTERNS[layout]
+def write_pairs(
+    folder: Path, count: int = 3, layout: str = "PReNet test", first: int = 1, **size: int
+) -> Path:
+    """Write a data set of `count` scenes, from number `first`, in a layout; return the folder."""
     for number in range(first, first + count):
-        rainy, clean = scene(number, **size)
-        write(folder / rainy_pattern.format(number), rainy)
-        write(folder / clean_pattern.format(number), clean)
+        for pattern, image in zip(LAYOUT_PATTERNS[layout], scene(number, **size), strict=True):
+            write(folder / pattern.format(number), image)
     return folder
 
 
-@pytest.fixture
-def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a script or module of the repository as a user would, in an empty folder; gives its output and status."""
+def one_error(result: Result, *texts: object) -> None:
+    """Check that a command ended with status 2 and one error line that holds all texts."""
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr
+    for text in texts:
+        assert str(text) in lines[0]
 
-    def run(script: str, *arguments: str | Path, timeout: float = 200) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
-        return subprocess.run(
-            [sys.executable, *([ROOT / script] if script.endswith(".py") else ["-m", script]), *map(str, arguments)],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """Run a script or module of the repository as a user does, in an empty folder."""
+
+    def run(script: str, *arguments: str | Path, timeout: float = 200) -> Result:
+        program = [ROOT / script] if script.endswith(".py") else ["-m", script]
+        line = [sys.executable, *program, *map(str, arguments)]
+        how = {"cwd": tmp_path, "env": os.environ | ENVIRONMENT, "timeout": timeout}
+        return subprocess.run(line, capture_output=True, text=True, check=False, **how)
 
     return run
 
@@ -114,20 +131,20 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture
 def inline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """The same as `command`, in this process: spares the seconds that importing torch takes."""
+) -> Command:
+    """The same as `command` in this process, without the seconds that importing torch takes."""
 
-    def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    def run(script: str, *arguments: str | Path) -> Result:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         capsys.readouterr()
+        status = 0
         try:
             if script.endswith(".py"):
                 runpy.run_path(str(ROOT / script), run_name="__main__")
             else:
                 monkeypatch.delitem(sys.modules, script, raising=False)  # or runpy warns
                 runpy.run_module(script, run_name="__main__", alter_sys=True)
-            status = 0
         except SystemExit as stop:
             status = int(stop.code or 0)
         output = capsys.readouterr()
@@ -136,22 +153,20 @@ def inline(
     return run
 
 
-def start(script: str, folder: Path, *flags: str, processes: int = 1, restarts: int = 0) -> subprocess.Popen:
-    """Start a train script on folder/pairs, alone or under torchrun, in a process group of its own.
+def start(
+    script: str, folder: Path, *flags: str, processes: int = 1, restarts: int = 0
+) -> subprocess.Popen:
+    """Start a train script on folder/pairs, or torchrun with it, in its own process group.
 
-    Its run is in folder/run, what it prints in folder/output.txt.
+    Its run is in folder/run, its output in folder/output.txt.
     """
     command = [sys.executable, "-u"]
     if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command += [f"--max-restarts={restarts}", "--monitor-interval=0.5"]
-    command += [str(ROOT / script), "--data_path", "pairs", "--save_path", "run", "--patch_size", "32"]
+        command += ["-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc_per_node={processes}", f"--max-restarts={restarts}"]
+        command += ["--monitor-interval=0.5"]
+    command += [str(ROOT / script), "--data_path", "pairs", "--save_path", "run"]
+    command += ["--patch_size", "32", "--device", "cpu", *flags]
+    how = {"cwd": folder, "env": os.environ | ENVIRONMENT, "start_new_session": True}
     with open(folder / "output.txt", "a") as output:
-        return subprocess.Popen(
-            [*command, "--device", "cpu", *flags],
-            cwd=folder,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=os.environ | ENVIRONMENT,
-        )
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, **how)

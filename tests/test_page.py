@@ -1,16 +1,14 @@
-"""index.html: all that it shows is in it, nothing in a name can break it, and in a browser it sorts and slides."""
+"""index.html: all that it shows is in it, no name can break it, and in a browser it slides."""
 
 from __future__ import annotations
 
 import base64
 import html
-import io
 import json
 import os
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,240 +16,151 @@ from urllib.parse import quote
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from conftest import write
 
 from derain import page
-from derain.results import METRICS
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-NASTY = "</script><script>document.title='broken'</script>'\"&.png"
-
-
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
+NASTY = "</script><script>document.title='broken'</script>'\"&"
 COLOURS = {"rainy": (220, 30, 30), "derained": (30, 200, 30), "clean": (30, 30, 220)}
-RAINY, DERAINED, CLEAN = (np.full((40, 60, 3), colour, np.uint8) for colour in COLOURS.values())
+PSNR = {  # of rainy and derained
+    "one": (20.0, 23.0),
+    "worse": (20.0, 19.0),
+    NASTY: (20.0, 29.0),
+    "same": (20.0, np.inf),
+    "dry": (np.inf, np.inf),
+}
 
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    """A page of six measured images: one with a name that would end the script, two without any error."""
-    rows, small = [], {}
-    names = ["rain-001.png", "rain-002.png", NASTY, "雨.png", "same.png", "dry.png"]
-    psnr = [(23.0, 20.0), (19.0, 20.0), (29.0, 20.0), (25.0, 20.0), (np.inf, 20.0), (np.inf, np.inf)]
-    for name, (output, rainy) in zip(names, psnr, strict=True):
-        row = {"image": name} | dict.fromkeys(METRICS, 0.9) | {f"input_{m}": 0.5 for m in METRICS}
-        rows.append(row | {"psnr_y": output, "input_psnr_y": rainy})
-        small[name] = page.thumbnails(RAINY, DERAINED, CLEAN)
-    lines = [("rainy input", dict.fromkeys(METRICS, 0.5)), ("this <run>", {"psnr_y": 24.0})]
-    page.write_test_page(tmp_path, "A <set>", "Note & more.", lines, rows, small)
+    """A page of five images."""
+    files = {}
+    for version, colour in COLOURS.items():
+        files[version] = write(tmp_path / f"{version}.png", np.full((40, 60, 3), colour, np.uint8))
+    items = []
+    for name, (rainy, derained) in PSNR.items():
+        scores = {"rainy": (rainy, 0.5), "derained": (derained, 0.9)}
+        items.append(page.Item(name, files, scores))
+    page.write_page(tmp_path, "A <set>", "N & more.", "a <b>", items, "rainy", "derained")
     return tmp_path / "index.html"
 
 
-class Balanced(HTMLParser):
-    """Fail unless every element is closed, the innermost one first."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "br", "input"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, self.getpos()
-
-
-def data_of(path: Path) -> list[dict]:
+def items_of(path: Path) -> list[dict[str, Any]]:
     text = path.read_text(encoding="utf-8")
-    return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.S).group(1))[
-        "items"
-    ]
+    data = re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)
+    return json.loads(data[1])["items"]
 
 
-def test_the_page_needs_nothing_else(written: Path) -> None:
+def colour_of(uri: str) -> np.ndarray:
+    """The mean colour of a data URI's JPEG."""
+    data = np.frombuffer(base64.b64decode(uri.split(",")[1]), np.uint8)
+    return cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1].mean((0, 1))
+
+
+def test_the_page_holds_all_that_it_shows(written: Path) -> None:
     text = written.read_text(encoding="utf-8")
-    assert not re.search(r'(src|href)="', text)
-    assert "http" not in text.replace("http-equiv", "")
-    assert "<title>A &lt;set&gt;</title>" in text
-    assert "<h1>A &lt;set&gt;</h1>" in text
-    assert "Note &amp; more." in text
-    assert text.count("<rect") >= 4
+    assert not re.search(r'(src|href)="|https?:', text)
+    for escaped in ("<title>A &lt;set&gt;</title>", "N &amp; more.", "a &lt;b&gt;"):
+        assert escaped in text
     assert text.count("<script") == text.count("</script>") == 2
-    assert "<tr><th>this &lt;run&gt;</th><td>24.000</td><td>-</td><td>-</td><td>-</td></tr>" in text
-    parser = Balanced()
-    parser.feed(text)
-    parser.close()
-    assert parser.open == []
-    items = data_of(written)
-    assert [item["name"] for item in items][2] == NASTY
-    scores = [[item["scores"][kind][0] for kind in ("derained", "rainy")] for item in items[1:2] + items[4:]]
-    assert scores == [[19, 20], [None, 20], [None, None]]
-    assert "4 images" in text  # the histogram holds the finite gains
-    for kind in ("rainy", "derained", "clean", "rain"):
-        head, encoded = items[0]["images"][kind].split(",")
-        assert head == "data:image/jpeg;base64"
-        assert cv2.imdecode(np.frombuffer(base64.b64decode(encoded), np.uint8), cv2.IMREAD_COLOR).shape == (40, 60, 3)
+    images = items_of(written)[0]["images"]
+    for version, colour in COLOURS.items():
+        assert np.abs(colour_of(images[version]) - colour).max() < 12
+    assert np.abs(colour_of(images["rain"]) - [190, 170, 0]).max() < 12
 
 
-def test_thumbnails_are_small_and_the_rain_is_what_was_taken() -> None:
-    rainy = np.full((1000, 2000, 3), 60_000, np.uint16)
-    derained = np.full((1000, 2000, 3), 20_000, np.uint16)
-    found = page.thumbnails(rainy, derained, None)
-    assert list(found) == ["rainy", "derained", "rain"]
-    data = base64.b64decode(found["rain"].split(",")[1])
-    rain = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    assert rain.shape == (240, 480, 3)
-    assert abs(float(rain.mean()) - (60_000 - 20_000) / 256) < 2
+def test_largest_and_smallest_gains_come_first(written: Path) -> None:
+    items = items_of(written)
+    assert [item["name"] for item in items] == ["same", "worse", NASTY, "dry", "one"]
+    captions = {item["name"]: item["caption"] for item in items}
+    assert captions["worse"] == "rainy 20.00 dB / 0.5000, derained 19.00 dB / 0.9000, gain -1.00 dB"
+    assert captions["dry"].endswith("gain +0.00 dB")
+    assert items[0]["link"] == "derained.png"
 
 
-def test_the_histogram_tells_how_many_images_each_bar_stands_for() -> None:
-    """The numbers over the bars add up to the images, and each bar is as high as its number says."""
-    drawn = page.histogram([1.0, 1.1, 1.2, 4.0, 9.0, 9.5])
-    numbers = [int(n) for n in re.findall(r'text-anchor="middle">([0-9]+)<', drawn)]
-    heights = [float(h) for h in re.findall(r'height="([0-9.]+)"><title>', drawn)]
-    assert numbers == [3, 1, 2]
-    assert [h for h in heights if h] == pytest.approx([110 * n / 3 for n in numbers], abs=0.1)
-    assert "1.0 dB" in drawn
-    assert "9.5 dB" in drawn
+def test_large_sets_show_both_ends(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "MOST_THUMBNAILS", 8)
+    files = {"rainy": written.parent / "rainy.png", "derained": written.parent / "derained.png"}
+    items = []
+    for gain in range(9):
+        scores = {"rainy": (20.0, 0.5), "derained": (20.0 + gain, 0.5)}
+        items.append(page.Item(str(gain), files, scores))
+    page.write_page(written.parent, "", "", "", items, "rainy", "derained")
+    assert [item["name"] for item in items_of(written)] == ["8", "0"]
+    assert "2 of 9 images are shown" in written.read_text()
 
 
-def test_large_sets_show_some_of_their_images() -> None:
-    assert page.shown(3) == {0, 1, 2}
-    assert len(page.shown(10_000)) == 2 * len(page.shown(10_000, versions=8)) == 200
-    assert {0, 9_999} <= page.shown(10_000)
+def test_large_images_become_small(tmp_path: Path) -> None:
+    rgb = np.full((1000, 2000, 3), 60_000, np.uint16)
+    file = write(tmp_path / "large.png", rgb)
+    found = page.thumbnails({"rainy": file})
+    data = np.frombuffer(base64.b64decode(found["rainy"].split(",")[1]), np.uint8)
+    assert cv2.imdecode(data, cv2.IMREAD_COLOR).shape == (240, 480, 3)
+    assert np.abs(colour_of(found["rainy"]) - 60_000 // 256).max() < 2
 
 
-PROBE = """
-<script>
+PROBE = """<html lang="en"><script>
 const errors = [];
 addEventListener("error", event => errors.push(event.message));
-console.error = (...said) => errors.push(said.join(" "));
 addEventListener("load", () => setTimeout(() => {
-  const names = () => [...document.querySelectorAll("figcaption")].map(c => c.textContent.split(":")[0]);
-  const captions = () => [...document.querySelectorAll("figcaption")].map(c => c.textContent);
-  const sides = () => [...document.querySelector(".pair").querySelectorAll("span")].map(span => span.textContent);
   const choose = (id, value) => {
     const control = document.getElementById(id);
     control.value = value;
     control.dispatchEvent(new Event("change"));
   };
-  const colour = image => {
-    const canvas = document.createElement("canvas"), context = canvas.getContext("2d");
-    context.drawImage(image, 0, 0);
-    return [...context.getImageData(30, 20, 1, 1).data].slice(0, 3);
-  };
+  const names = () => page.items.map(item => item.name);
+  const first = () => document.querySelector(".pair");
+  const edge = () => first().style.getPropertyValue("--at");
   const result = { errors, title: document.title, before: names() };
-  @STEPS
-  document.body.replaceChildren("RESULT" + JSON.stringify(result) + "END");
-}, 300));
-</script>
-"""
-SLIDING = """
-  const first = document.querySelector(".pair");
-  result.colours = [...first.querySelectorAll("img")].map(colour);
-  result.labels = [...first.querySelectorAll("span")].map(span => [span.className, span.textContent]);
-  result.captions = [...document.querySelectorAll("figcaption")].map(c => c.textContent);
-  choose("order", "largest gain first");
-  result.sorted = names();
-  choose("order", "lowest PSNR first");
-  result.lowest = names();
-  choose("order", "largest gain first");
+  result.sides = [...first().querySelectorAll("span")].map(span => span.textContent);
+  choose("order", "by gain");
+  result.gain = names();
+  choose("order", "in order");
+  result.order = names();
   choose("right", "clean");
   result.right = document.querySelector("img.over").alt;
   const slider = document.querySelector("input[type=range]");
   slider.value = 80;
   slider.dispatchEvent(new Event("input"));
-  result.at = slider.previousSibling.style.getPropertyValue("--at");
-  const image = slider.previousSibling, box = image.getBoundingClientRect();
-  image.scrollIntoView();
-  const drag = buttons => image.dispatchEvent(new PointerEvent("pointermove", {
-    buttons, clientX: image.getBoundingClientRect().left + 0.25 * box.width }));
-  drag(0);
-  result.passed_over = image.style.getPropertyValue("--at");
-  drag(1);
-  result.dragged = image.style.getPropertyValue("--at");
-  result.links = [...document.querySelectorAll("figcaption a")].map(a => a.getAttribute("href"));
+  result.slid = edge();
+  first().scrollIntoView();
+  const box = first().getBoundingClientRect();
+  for (const buttons of [0, 1]) {
+    const clientX = box.left + 0.25 * box.width;
+    first().dispatchEvent(new PointerEvent("pointermove", { buttons, clientX }));
+    result["dragged" + buttons] = edge();
+  }
   result.clip = getComputedStyle(document.querySelector("img.over")).clipPath;
-  result.loaded = [...document.images].every(i => !i.complete || i.naturalWidth === 60);
+  result.link = document.querySelector("figcaption a").getAttribute("href");
   result.narrow = document.documentElement.scrollWidth <= innerWidth;
-"""
-COMPARING = """
-  result.first = [sides(), captions()[0], document.getElementById("of").parentElement.hidden];
-  choose("order", "smallest gain first");
-  result.sorted = names();
-  choose("of", "rainy");
-  choose("order", "largest gain first");
-  result.other = [names(), captions()[0]];
-  choose("left", "clean");
-  choose("right", "a");
-  result.sides = sides();
-  result.sources = [...document.querySelector(".pair").querySelectorAll("img")].map(image => image.src);
-"""
+  document.body.replaceChildren("RESULT" + JSON.stringify(result) + "END");
+}, 300));
+</script>"""
 
 
-def in_a_browser(written: Path, steps: str) -> dict[str, Any]:
-    """What a page's `result` holds after steps in JavaScript in headless Chromium."""
-    folder, text = written.parent, written.read_text(encoding="utf-8")
-    probed = folder / "probed.html"
-    assert text.count('<html lang="en">') == 1
-    probe = '<html lang="en">' + PROBE.replace("@STEPS", steps)
-    probed.write_text(text.replace('<html lang="en">', probe), encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={folder / 'profile'}"]
-    command = [CHROMIUM, *flags, "--window-size=400,800", "--virtual-time-budget=5000", "--dump-dom", probed.as_uri()]
-    home = os.environ | {"HOME": str(folder)}
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, env=home, check=True).stdout
-    return json.loads(html.unescape(re.search("<body[^>]*>RESULT(.*?)END", shown)[1]))
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; what the page holds is tested above")
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_in_a_browser_it_sorts_and_slides(written: Path) -> None:
-    result = in_a_browser(written, SLIDING)
+    folder = written.parent
+    text = written.read_text(encoding="utf-8")
+    probed = folder / "probed.html"
+    probed.write_text(text.replace('<html lang="en">', PROBE), encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    flags += ["--window-size=400,800", "--virtual-time-budget=5000", "--dump-dom"]
+    how = {"timeout": 120, "env": os.environ | {"HOME": str(folder)}, "check": True}
+    command = [CHROMIUM, *flags, probed.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, **how).stdout
+    result = json.loads(html.unescape(re.search("<body[^>]*>RESULT(.*?)END", shown)[1]))
     assert result["errors"] == []
     assert result["title"] == "A <set>"
-    assert result["before"][:2] == ["rain-001.png", "rain-002.png"]
-    assert np.abs(np.array(result["colours"]) - [COLOURS["rainy"], COLOURS["derained"]]).max() < 12
-    assert result["labels"] == [["l", "rainy"], ["r", "derained"]]
-    assert result["captions"][0] == "rain-001.png: 23.00 dB (+3.00 dB), SSIM 0.9000"
-    assert result["captions"][1] == "rain-002.png: 19.00 dB (-1.00 dB), SSIM 0.9000"
-    assert result["captions"][4:] == [f"{name}: identical to the clean image" for name in ("same.png", "dry.png")]
-    assert result["sorted"] == ["same.png", NASTY, "雨.png", "rain-001.png", "dry.png", "rain-002.png"]
-    assert result["lowest"] == ["rain-002.png", "rain-001.png", "雨.png", NASTY, "same.png", "dry.png"]
-    assert result["right"].endswith(", clean")
-    assert result["at"] == "80%"
-    assert result["passed_over"] == "80%"  # only with a button down, or a finger
-    assert result["dragged"] == "25%"
-    assert result["clip"] == "inset(0px 0px 0px 25%)"  # the right-hand image is cut off left of the edge
-    assert result["links"] == [quote(name) for name in result["sorted"]]
-    assert result["loaded"]
+    assert result["before"][:2] == ["same", "worse"]
+    assert result["sides"] == ["rainy", "derained"]
+    assert result["gain"] == ["same", NASTY, "one", "dry", "worse"]
+    assert result["order"] == [*PSNR]
+    assert result["right"] == "one, clean"
+    assert [result[key] for key in ("slid", "dragged0", "dragged1")] == ["80%", "80%", "25%"]
+    assert result["clip"] == "inset(0px 0px 0px 25%)"  # the right image is cut off at the edge
+    assert result["link"] == quote("derained.png")
     assert result["narrow"]
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; what the page holds is tested above")
-def test_in_a_browser_any_two_methods_are_compared(tmp_path: Path) -> None:
-    """By itself the second method's gain over the first; then rainy's over a's, which orders the images otherwise."""
-    small = {kind: page.data_uri(np.full((40, 60, 3), colour, np.uint8)) for kind, colour in COLOURS.items()}
-    small = {"rainy": small["rainy"], "a": small["derained"], "b": small["derained"], "clean": small["clean"]}
-    psnr = {"1": (20, 30, 33), "2": (20, 29, 28), "3": (25, np.inf, 31)}
-    items = [
-        page.Item(name, small, {kind: (value, 0.9) for kind, value in zip(("rainy", "a", "b"), values, strict=True)})
-        for name, values in psnr.items()
-    ]
-    page.write_page(tmp_path, "Methods", "", "", items, ("a", "b"))
-    result = in_a_browser(tmp_path / "index.html", COMPARING)
-    assert result["errors"] == []
-    assert result["first"] == [["a", "b"], "1: b 33.00 dB (+3.00 dB), SSIM 0.9000", False]
-    assert result["sorted"] == ["3", "2", "1"]
-    assert result["other"] == [["2", "1", "3"], "2: rainy 20.00 dB (-9.00 dB), SSIM 0.9000"]
-    assert result["sides"] == ["clean", "a"]
-    assert result["sources"] == [small["clean"], small["a"]]
-
-
-def test_small_versions_keep_their_colours_and_their_places() -> None:
-    """Red stays red (a swap of RGB and BGR would make it blue), and rainy is not shown as derained."""
-    small = page.thumbnails(RAINY, DERAINED, CLEAN)
-    for name, colour in COLOURS.items():
-        data = base64.b64decode(small[name].split(",")[1])
-        with Image.open(io.BytesIO(data)) as image:
-            found = np.asarray(image.convert("RGB"))[20, 30].astype(int)
-        assert np.abs(found - colour).max() < 12, name

@@ -1,0 +1,130 @@
+"""One table of bad inputs for all commands: one line names the culprit, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Command, one_error, scene, write, write_pairs
+
+COMMON = ("--logdir", "my_logs", "--save_path", "out")
+COMMANDS = {
+    "test": ("test_Rain100L.py", "--data_path", "pairs", *COMMON),
+    "own": ("test_real.py", "--data_path", "pairs/rainy", *COMMON),
+    "score": ("derain.score", "--set", "pairs", "mine=pairs/rainy"),
+    "check": ("derain.sets", "pairs"),
+}
+PAIRED = ("test", "score")
+WEIGHTS = ("test", "own")
+RAINY, CLEAN = Path("pairs/rainy/rain-002.png"), Path("pairs/norain-002.png")
+NET = Path("my_logs/net_latest.pth")
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 1561442\n"
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def resize(*sizes: tuple[int, int]) -> None:
+    """Replace the second pair's images by others."""
+    for path, (height, width) in zip((RAINY, CLEAN), sizes, strict=True):
+        write(path, scene(2, height, width)[1])
+
+
+def no_permission(path: Path) -> None:
+    path.mkdir()
+    path.chmod(0o500)
+    if os.access(path, os.W_OK):
+        pytest.skip("root may write anywhere")
+
+
+# what is wrong, how it is brought about, which commands meet it, what their line names
+TABLE: list[tuple[str, Callable[[], object], tuple[str, ...], object]] = [
+    ("no folder", lambda: shutil.rmtree("pairs"), tuple(COMMANDS), "pairs"),
+    ("no rainy image", lambda: shutil.rmtree("pairs/rainy"), ("test", "own", "score"), "pairs"),
+    ("no clean image", CLEAN.unlink, PAIRED, RAINY.name),
+    ("no rainy partner", RAINY.unlink, PAIRED, CLEAN.name),
+    ("text", lambda: RAINY.write_text("words"), ("test", "own", "score"), RAINY),
+    ("cut off", lambda: cut(RAINY), ("test", "own", "score"), RAINY),
+    ("clean text", lambda: CLEAN.write_text("words"), PAIRED, CLEAN),
+    ("a link to nothing", lambda: (RAINY.unlink(), RAINY.symlink_to("x")), ("own",), RAINY),
+    ("two sizes", lambda: resize((64, 72), (40, 40)), PAIRED, CLEAN),
+    ("too small", lambda: resize((10, 40), (10, 40)), PAIRED, RAINY),
+    ("no weights", NET.unlink, WEIGHTS, "my_logs"),
+    ("weights of text", lambda: NET.write_text("words"), WEIGHTS, NET),
+    ("weights cut off", lambda: cut(NET), WEIGHTS, NET),
+    ("foreign weights", lambda: torch.save({"x": torch.ones(2)}, NET), WEIGHTS, NET),
+    ("LFS pointer", lambda: NET.write_text(POINTER), WEIGHTS, NET),
+    ("web page", lambda: NET.write_text("<!DOCTYPE html><html></html>"), WEIGHTS, NET),
+    ("a file for the results", lambda: Path("out").write_text("kept"), WEIGHTS, "out"),
+    ("foreign files", lambda: write(Path("out/a.png"), scene(9)[0]), WEIGHTS, "out"),
+    ("no permission", lambda: no_permission(Path("out")), WEIGHTS, "out"),
+]
+
+
+def files() -> dict[str, bytes]:
+    """What is on the disk."""
+    return {str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "name", "culprit"),
+    [
+        pytest.param(spoil, name, culprit, id=f"{what}: {name}")
+        for what, spoil, names, culprit in TABLE
+        for name in names
+    ],
+)
+def test_bad_inputs(
+    inline: Command,
+    tmp_path: Path,
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[], object],
+    name: str,
+    culprit: object,
+) -> None:
+    write_pairs(tmp_path / "pairs", 3)
+    monkeypatch.chdir(tmp_path)
+    spoil()
+    before = files()
+    result = inline(*COMMANDS[name])
+    if f"skipped: {culprit}" in result.stderr:  # the other own images get their results
+        one_error(result, "1 of 3")
+        assert len(list(Path("out").glob("*.png"))) == 2
+    else:
+        one_error(result, culprit)
+        assert not Path("out/results.csv").exists()
+    assert before.items() <= files().items()
+
+
+@pytest.mark.parametrize(
+    ("flags", "culprit"),
+    [
+        (("test_real.py", "--tile", "big"), "--tile big"),
+        (("test_real.py", "--quality", "0"), "--quality 0"),
+        (("test_real.py", "--quality", "101", "--out", "a.jpg"), "--quality 101"),
+        (("test_real.py", "--device", "cuda:77"), "--device cuda:77"),
+        (("test_real.py", "--crop", "1", "1", "8"), "--crop"),
+        (("test_real.py", "--clean_dir", "pairs"), "--clean_dir"),
+        (("test_real.py", "--out", "pairs/norain-001.png"), "norain-001.png"),
+        (("test_real.py", "--out", "x.tif"), "x.tif"),
+        (("test_real.py", "--out", "x.png", "--data_path", "pairs"), "--out"),
+        (("test_Rain12.py", "--data_path", "pairs", "pairs"), "--data_path"),
+        (("test_Rain12.py", "--data_path", "pairs", "--out", "x.png"), "--out"),
+        (("test_Rain12.py", "--data_path", "pairs", "--figure", "x"), "--figure x"),
+    ],
+)
+def test_bad_settings(
+    inline: Command, tmp_path: Path, weights: Path, flags: tuple[str, ...], culprit: str
+) -> None:
+    """They are found before any work."""
+    write_pairs(tmp_path / "pairs", 1)
+    script, *others = flags
+    arguments = ("--data_path", "pairs/norain-001.png", "--logdir", weights, *others)
+    one_error(inline(script, *arguments), culprit)
+    assert not (tmp_path / "results").exists()
