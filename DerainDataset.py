@@ -15,7 +15,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
@@ -103,9 +103,7 @@ def is_current(path: Path, sources: str) -> bool:
 def pack(file: h5py.File, pairs: Sequence[Pair], sources: str, title: str) -> None:
     """Write images, pairs and backgrounds into an open file."""
     numbers: dict[bytes, int] = {}  # digest of an image's pixels -> its place in the file
-    first_with: dict[
-        bytes, int
-    ] = {}  # digest of a row or column -> the first clean image that has it
+    first_with: dict[bytes, int] = {}  # digest of a row or column -> first clean image with it
     same_photograph = DisjointSet()  # of clean images, by their places in the file
     index, grey = np.zeros((len(pairs), 2), np.int64), np.zeros(len(pairs), bool)
     for i, pair in enumerate(tqdm(pairs, title, unit="pair")):
@@ -153,15 +151,6 @@ def line_digests(image: np.ndarray) -> list[bytes]:
 # ---------------------------------------------------------------- reading
 
 
-class Patch(NamedTuple):
-    """The place of one patch of the grid."""
-
-    pair: int
-    top: int
-    left: int
-    mirrored: bool = False
-
-
 class DerainDataset(Dataset):
     """Patches of a packed set: item i is (rainy, clean), (3, P, P) float32 RGB in [0, 1] each.
 
@@ -194,16 +183,14 @@ class DerainDataset(Dataset):
             raise InputError(f"{self.path}: {problem}; delete it and start again") from error
         self.pairs = list(range(len(self._index)))
         self.check_size(patch_size)
-        self.grid = [patch for pair in self.pairs for patch in self._grid_of(pair, stride)]
+        self.grid: list[tuple[int, int, int, bool]] = []  # pair, top, left, mirrored
+        for pair in self.pairs:
+            height, width, _ = self.whole_pair(pair)[0].shape
+            for top in range(0, height - patch_size + 1, stride):
+                for left in range(0, width - patch_size + 1, stride):
+                    self.grid.append((pair, top, left, False))
         if flip:
-            self.grid += [patch._replace(mirrored=True) for patch in self.grid]
-
-    def _grid_of(self, pair: int, stride: int) -> list[Patch]:
-        height, width, _ = self.whole_pair(pair)[0].shape
-        size = self.patch_size
-        tops = range(0, height - size + 1, stride)
-        lefts = range(0, width - size + 1, stride)
-        return [Patch(pair, top, left) for top in tops for left in lefts]
+            self.grid += [(pair, top, left, True) for pair, top, left, _ in self.grid]
 
     def check_size(self, size: int) -> None:
         """Raise InputError, naming the image, if one is smaller than a patch of `size` pixels."""
@@ -224,14 +211,14 @@ class DerainDataset(Dataset):
 
     def batch(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return items by number: rainy and clean, (N, 3, P, P) float32 RGB in [0, 1] each."""
-        return to_tensors([self._cut(self.grid[i]) for i in numbers])
-
-    def _cut(self, patch: Patch) -> list[np.ndarray]:
-        """Return the rainy and the clean patch, (P, P, 3) uint8 RGB each."""
-        rows = slice(patch.top, patch.top + self.patch_size)
-        columns = slice(patch.left, patch.left + self.patch_size)
-        cut = [image[rows, columns] for image in self.whole_pair(patch.pair)]
-        return [image[:, ::-1] for image in cut] if patch.mirrored else cut
+        size, patches = self.patch_size, []
+        for i in numbers:
+            pair, top, left, mirrored = self.grid[i]
+            patch = [image[top : top + size, left : left + size] for image in self.whole_pair(pair)]
+            if mirrored:
+                patch = [image[:, ::-1] for image in patch]
+            patches.append(patch)
+        return to_tensors(patches)
 
     def whole_pair(self, pair: int) -> tuple[np.ndarray, np.ndarray]:
         """Return a pair's rainy and clean image, (H, W, 3) uint8 RGB, not to be written to."""
@@ -243,18 +230,24 @@ class DerainDataset(Dataset):
         part = copy.copy(self)
         part.pairs = list(pairs)
         chosen = set(pairs)
-        part.grid = [patch for patch in self.grid if patch.pair in chosen]
+        part.grid = [patch for patch in self.grid if patch[0] in chosen]
         return part
 
     def grey_pairs(self) -> list[int]:
         """Return the pairs whose rain is one grey layer added to the clean image."""
         return [pair for pair in self.pairs if self._grey[pair]]
 
-    def unshared_pairs(self, others: Sequence["DerainDataset"]) -> list[int]:
-        """Return the pairs with backgrounds that no pair of other sets shows.
+    def held_out(self, count: int, seed: int) -> list[int]:
+        """Return at least `count` pairs: all those of some backgrounds, drawn by `seed`."""
+        chosen: list[int] = []
+        random = np.random.RandomState(seed % 2**32)
+        for background in random.permutation(np.unique(self.backgrounds)):
+            if len(chosen) < count:
+                chosen += np.flatnonzero(self.backgrounds == background).tolist()
+        return sorted(chosen)
 
-        Raises InputError if there are none.
-        """
+    def unshared_pairs(self, others: Sequence["DerainDataset"]) -> list[int]:
+        """Return the pairs whose backgrounds are in no other set. Raises InputError if none is."""
         lines = set()
         for data in others:
             for pair in data.pairs:
@@ -265,8 +258,8 @@ class DerainDataset(Dataset):
                 shared.update(self.backgrounds[self._index[:, 1] == clean])
         unshared = [pair for pair in self.pairs if self.backgrounds[pair] not in shared]
         if not unshared:
-            problem = "every pair shows a background of --validation_path"
-            raise InputError(f"{self.path}: {problem}; validate on other pairs")
+            problem = "every pair has a background that is in validation"
+            raise InputError(f"{self.path}: {problem}; validate on other or fewer pairs")
         return unshared
 
 
@@ -275,25 +268,3 @@ def to_tensors(patches: Sequence[Sequence[np.ndarray]]) -> tuple[Tensor, Tensor]
     pixels = np.stack([np.stack(pair) for pair in patches], axis=1) / np.float32(255)
     rainy, clean = torch.from_numpy(pixels).permute(0, 1, 4, 2, 3)  # 2NHWC -> 2NCHW
     return rainy, clean
-
-
-def split_by_background(
-    backgrounds: Sequence[int], held_out: int, seed: int
-) -> tuple[list[int], list[int]]:
-    """Split pair numbers into training and validation so that no photograph is in both.
-
-    backgrounds: the photograph of each pair. held_out: how many pairs, at least, validation gets:
-    whole backgrounds, drawn by `seed`. Raises InputError if nothing would be left to train on.
-    """
-    backgrounds = np.asarray(backgrounds)
-    validation: list[int] = []
-    for background in np.random.RandomState(seed % 2**32).permutation(np.unique(backgrounds)):
-        if len(validation) >= held_out:
-            break
-        validation += np.flatnonzero(backgrounds == background).tolist()
-    training = sorted(set(range(len(backgrounds))) - set(validation))
-    if not training:
-        raise InputError(
-            f"holding out {held_out} of {len(backgrounds)} pairs leaves no background to train on"
-        )
-    return training, sorted(validation)

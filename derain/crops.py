@@ -179,7 +179,7 @@ def parsed_stage(text: str) -> tuple[int, int, float]:
     try:
         side, count, share = text.split(":")
         stage = int(side), int(count), float(share)
-        if min(stage) > 0:
+        if all(0 < number < math.inf for number in stage):
             return stage
     except ValueError:
         pass

@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from tqdm import tqdm
 
 from utils import choose_device
 
@@ -72,6 +73,7 @@ def main_process_first(call: Callable[[], Result]) -> Result:
 
 
 def say(line: str) -> None:
-    """Print a line, once for all processes."""
+    """Print a line, once for all processes, above a progress bar."""
     if IS_MAIN:
-        print(line, flush=True)
+        with tqdm.external_write_mode():
+            print(line, flush=True)

@@ -25,7 +25,7 @@ from derain.crops import RandomCrops, Variation, folder_and_share, parsed_stage
 from derain.inference import DTYPES, derain_image, load_weights, optimize
 from derain.optim import Muon, learning_rate_factor
 from derain.run_folder import RunFolder
-from DerainDataset import DerainDataset, prepare, split_by_background
+from DerainDataset import DerainDataset, prepare
 from networks import load_network
 from SSIM import psnr_y, ssim_y
 from utils import InputError, choose_precision, environment, keep_freed_memory
@@ -146,8 +146,8 @@ def run(settings: TrainSettings, network: nn.Module, loss: Loss, device: torch.d
     folder = RunFolder(settings.save_path, dataclasses.asdict(settings), settings.FREE)
     with folder, interrupts_noted() as interrupted:
         step, minutes_before = folder.resume(network, optimizer)
-        folder.begin(step, environment(device))
         first_step, progress = step, progress_at(step, minutes_before)
+        folder.begin(step, progress, environment(device))
         began = saved = time.monotonic()
         while progress < 1:
             epoch = progress * settings.epochs if settings.minutes else step / steps_per_epoch
@@ -162,7 +162,7 @@ def run(settings: TrainSettings, network: nn.Module, loss: Loss, device: torch.d
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 derained = parallel(rainy)
             parts = loss(derained.float(), clean)
-            total = sum(parts.values())
+            total: Tensor = sum(parts.values())
             optimizer.zero_grad(set_to_none=True)
             (weight * total).backward()
             optimizer.step()
@@ -180,7 +180,7 @@ def run(settings: TrainSettings, network: nn.Module, loss: Loss, device: torch.d
             folder.show_progress(progress, f"step {step}, loss {values['loss']:.4f}")
             if step == first_step + 3:
                 seconds = (time.monotonic() - began) / 3
-                distributed.say(plan(settings, sets, last_step, seconds))
+                distributed.say(plan(settings, sets, last_step - first_step, seconds))
 
             is_last, epoch_is_over = progress >= 1, step % steps_per_epoch == 0
             if validation_sets and (is_last or step % validate_every == 0):
@@ -202,14 +202,12 @@ def run(settings: TrainSettings, network: nn.Module, loss: Loss, device: torch.d
     distributed.say(f"{settings.save_path / 'net_latest.pth'}: trained for {step} steps")
 
 
-def plan(
-    settings: TrainSettings, sets: Sequence[DerainDataset], last_step: int, seconds: float
-) -> str:
-    """Say what a run will do, from the seconds that a step took."""
+def plan(settings: TrainSettings, sets: Sequence[DerainDataset], steps: int, seconds: float) -> str:
+    """Say what a run will do in its remaining steps, from the seconds that a step took."""
     pairs = sum(len(data.pairs) for data in sets)
-    length = f"{last_step} steps, about {max(1, round(last_step * seconds / 60))} minutes"
+    length = f"{steps} steps, about {math.ceil(steps * seconds / 60)} min"
     if settings.minutes:
-        length = f"{settings.minutes:g} minutes"
+        length = f"{settings.minutes:g} min in all"
     pace = f"{seconds:.2f} s a step at first"
     return f"training on {pairs} pairs, {length} ({pace}); weights go to {settings.save_path}"
 
@@ -221,6 +219,10 @@ def check_settings(settings: TrainSettings) -> None:
         value = getattr(settings, name)
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"--{name} {value}: must be a number above 0")
+    for name in ("weight_decay", "warmup", "validation", "validate_every"):
+        value = getattr(settings, name)
+        if not 0 <= value < math.inf:
+            raise InputError(f"--{name} {value}: must be a number from 0 up")
     for field in dataclasses.fields(Variation):
         value = getattr(settings, field.name)
         if not 0 <= value <= 1:
@@ -233,28 +235,34 @@ def check_settings(settings: TrainSettings) -> None:
         raise InputError("--minutes and --max_steps: give only one of them")
     if settings.validation and settings.validation_path:
         raise InputError("--validation and --validation_path: give only one of them")
+    if not settings.data_path:
+        raise InputError("--data_path: name a folder of pairs")
     if len(settings.data_path) > 1 and not settings.stages:
         raise InputError("--data_path: several folders need --recipe best or --stages")
+    if settings.clean_dir and (len(settings.data_path) > 1 or settings.validation_path):
+        raise InputError("--clean_dir: works with a single folder, the one of --data_path")
 
 
 def load_sets(settings: TrainSettings) -> tuple[list[DerainDataset], list[DerainDataset]]:
     """Pack and read the sets to train on, and those to validate on, if any."""
-    validation_sets = [packed(settings, folder, False) for folder in settings.validation_path]
-    sets = []
-    for text in settings.data_path:
-        data = packed(settings, folder_and_share(text)[0], settings.strict)
-        if settings.validation:
-            chosen, held_out = split_by_background(
-                data.backgrounds, settings.validation, settings.seed
-            )
-            validation_sets.append(data.part(held_out))
-        else:
-            chosen = data.unshared_pairs(validation_sets)
-            if len(chosen) < len(data.pairs):
-                count = len(data.pairs) - len(chosen)
-                distributed.say(f"{data.path.stem}: {count} pairs have validation's backgrounds")
-        sets.append(data.part(chosen))
-    return sets, validation_sets
+    folders = [folder_and_share(text)[0] for text in settings.data_path]
+    sets = [packed(settings, folder, settings.strict) for folder in folders]
+    validation_sets = [packed(settings, Path(path), False) for path in settings.validation_path]
+    if settings.validation:
+        for data in sets:
+            validation_sets.append(data.part(data.held_out(settings.validation, settings.seed)))
+    names = [data.path.stem for data in validation_sets]
+    if len(set(names)) < len(names):
+        raise InputError(f"validation folders have one name ({', '.join(names)}); rename one")
+
+    training_sets = []
+    for data in sets:
+        part = data.part(data.unshared_pairs(validation_sets))
+        if len(part.pairs) < len(data.pairs):
+            count = f"{len(part.pairs)} of {len(data.pairs)} pairs"
+            distributed.say(f"{data.path.stem}: {count} have no background of the validation pairs")
+        training_sets.append(part)
+    return training_sets, validation_sets
 
 
 def packed(settings: TrainSettings, folder: Path, strict: bool) -> DerainDataset:

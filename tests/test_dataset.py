@@ -1,15 +1,13 @@
-"""Packing pairs, and cutting patches in any kind of process."""
-
-from __future__ import annotations
+"""Packing pairs into one file, cutting patches, grey layers, backgrounds."""
 
 import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
+import cv2
 import h5py
 import numpy as np
 import pytest
@@ -17,60 +15,64 @@ import torch
 from conftest import ROOT, scene, write, write_pairs
 from torch.utils.data import DataLoader
 
-from derain.pairs import find_pairs, read_pair
-from DerainDataset import DerainDataset, line_digests, packed_files, prepare, split_by_background
+from derain.pairs import find_pairs
+from derain.synthesize import SYNTHETIC_MARKER
+from DerainDataset import DerainDataset, has_grey_layer, prepare
 from utils import InputError
 
 
-def quiet(*_: object) -> None:
-    """Swallow prepare's progress lines."""
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four pairs in a folder of their own."""
+    return write_pairs(tmp_path / "sets/set", 4)
+
+
+def pixels(patch: torch.Tensor) -> np.ndarray:
+    """(3, H, W) in [0, 1] -> (H, W, 3) uint8."""
+    return np.round(patch.numpy() * 255).astype(np.uint8).transpose(1, 2, 0)
 
 
 # ---------------------------------------------------------------- packing
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_pairs(tmp_path / "set", 4)
-
-
-def test_prepare_packs_once_and_every_image_once(folder: Path) -> None:
-    shutil.copy(folder / "norain-001.png", folder / "norain-005.png")  # a second rain on one background
+def test_a_set_is_packed_once_and_each_image_stored_once(folder: Path) -> None:
+    shutil.copy(folder / "norain-001.png", folder / "norain-005.png")  # another rain, same clean
     write(folder / "rainy/rain-005.png", scene(77)[0])
-    path = prepare(folder, log=quiet)
+    path = prepare(folder)
     assert path == folder.with_name("set.h5")
     with h5py.File(path) as file:
         assert len(file["images"]) == 9
-        assert all(image.dtype == np.uint8 for image in file["images"].values())
         assert list(file["backgrounds"]) == [0, 1, 2, 3, 0]
+        assert list(file["grey_layer"]) == [True] * 4 + [False]
     before = path.stat()
-    assert prepare(folder, log=quiet) == path
+    assert prepare(folder) == path
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
-    assert sorted(p.name for p in folder.parent.iterdir()) == ["set", "set.h5"]  # no temporary file is left
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["set", "set.h5"]
 
 
-def test_prepare_notices_changed_images(folder: Path) -> None:
-    path = prepare(folder, log=quiet)
-    rainy, clean = scene(99)
-    write(folder / "rainy/rain-002.png", rainy)
-    write(folder / "norain-002.png", clean)
-    lines: list[str] = []
-    prepare(folder, log=lines.append)
-    assert "changed" in lines[0]
-    assert np.array_equal(DerainDataset(path, 32, 32).whole_pair(1)[0], rainy)
+def test_changed_images_are_packed_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = DerainDataset(prepare(folder), 32, 32)
+    first = data[0][0].clone()
+    write(folder / "rainy/rain-001.png", scene(99)[0])
+    write(folder / "norain-001.png", scene(99)[1])
+    monkeypatch.chdir(folder)
+    path = prepare(Path())  # the set may be the current folder
+    assert path == folder.with_name("set.h5")
+    assert np.array_equal(DerainDataset(path, 32, 32).whole_pair(0)[0], scene(99)[0])
+    assert torch.equal(data[0][0], first)  # whoever has opened the old set keeps it
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
-def test_prepare_rebuilds_a_cut_off_file(folder: Path, share: float) -> None:
-    path = prepare(folder, log=quiet)
+def test_a_cut_off_file_is_packed_again(folder: Path, share: float) -> None:
+    path = prepare(folder)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
-    prepare(folder, log=quiet)
+    prepare(folder)
     assert np.array_equal(DerainDataset(path, 32, 32).whole_pair(3)[1], scene(4)[1])
 
 
 @pytest.mark.parametrize("kind", ["text", "hdf5"])
-def test_prepare_keeps_a_foreign_file(folder: Path, kind: str) -> None:
+def test_a_foreign_file_is_kept(folder: Path, kind: str) -> None:
     path = folder.with_name("set.h5")
     if kind == "text":
         path.write_text("mine")
@@ -78,54 +80,41 @@ def test_prepare_keeps_a_foreign_file(folder: Path, kind: str) -> None:
         with h5py.File(path, "w") as file:
             file["mine"] = 1
     before = path.read_bytes()
-    with pytest.raises(InputError, match=r"set\.h5: not a packed training set; rename it"):
-        prepare(folder, log=quiet)
+    with pytest.raises(InputError, match=r"set\.h5"):
+        prepare(folder)
     assert path.read_bytes() == before
 
 
-@pytest.mark.slow
-def test_the_strict_set_has_a_file_of_its_own(tmp_path: Path) -> None:
-    rainy, clean = (write(tmp_path / f"{name}.png", image) for name, image in zip("rc", scene(1, 16, 16), strict=True))
-    folder = tmp_path / "set"
-    folder.mkdir()
-    for number in range(1, 1801):
-        (folder / f"rain-{number}.png").hardlink_to(rainy)
-        (folder / f"norain-{number}.png").hardlink_to(clean)
-    strict, every = prepare(folder, strict=True, log=quiet), prepare(folder, log=quiet)
-    assert (strict.name, every.name) == ("set.strict.h5", "set.h5")
-    assert (len(DerainDataset(strict, 16, 16)), len(DerainDataset(every, 16, 16))) == (1254, 1800)
-    (folder / "synthetic.json").write_text("{}")  # a synthetic set of as many has no such rule
-    assert prepare(folder, strict=True, log=quiet) == every
-
-
-def test_a_set_may_be_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    assert prepare(Path(), log=quiet) == folder.with_name("set.h5")
-
-
-def test_a_set_that_is_packed_anew_keeps_serving_who_has_it(folder: Path) -> None:
-    data = DerainDataset(prepare(folder, log=quiet), 32, 32)
-    first = data[0][0].clone()
-    for pair in find_pairs(folder):
-        write(pair.rainy, scene(50 + pair.number)[0])
-    prepare(folder, log=quiet)
-    assert torch.equal(data[0][0], first)
-
-
-def test_a_failed_prepare_leaves_the_old_file(folder: Path) -> None:
-    path = prepare(folder, log=quiet)
-    content = path.read_bytes()
+def test_a_broken_image_leaves_the_old_file(folder: Path) -> None:
+    path = prepare(folder)
+    before = path.read_bytes()
     (folder / "norain-003.png").write_bytes(b"\x89PNG broken")
     with pytest.raises(InputError, match=r"norain-003\.png"):
-        prepare(folder, log=quiet)
-    assert path.read_bytes() == content
+        prepare(folder)
+    assert path.read_bytes() == before
     assert sorted(p.name for p in folder.parent.iterdir()) == ["set", "set.h5"]
 
 
+def test_the_strict_set_has_a_file_of_its_own(tmp_path: Path) -> None:
+    """RainTrainH's 1,800 numbers: 1,254 pairs are strict. A synthetic set has no such rule."""
+    rainy, clean = scene(1, 16, 16)
+    folder = tmp_path / "set"
+    write(folder / "rain-1.png", rainy)
+    write(folder / "norain-1.png", clean)
+    for number in range(2, 1801):
+        for side in ("rain", "norain"):
+            (folder / f"{side}-{number}.png").hardlink_to(folder / f"{side}-1.png")
+    strict, every = prepare(folder, strict=True), prepare(folder)
+    assert (strict.name, every.name) == ("set.strict.h5", "set.h5")
+    assert (len(DerainDataset(strict, 16, 16)), len(DerainDataset(every, 16, 16))) == (1254, 1800)
+    (folder / SYNTHETIC_MARKER).write_text("{}")
+    assert prepare(folder, strict=True) == every
+
+
 @pytest.mark.slow
-def test_two_prepares_at_once(folder: Path) -> None:
+def test_two_processes_that_pack_one_set(folder: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=prepare, args=(folder, False, quiet)) for _ in range(2)]
+    processes = [context.Process(target=prepare, args=(folder,)) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
@@ -135,38 +124,82 @@ def test_two_prepares_at_once(folder: Path) -> None:
     assert sorted(p.name for p in folder.parent.iterdir()) == ["set", "set.h5"]
 
 
-# ---------------------------------------------------------------- reading
+def test_a_read_only_place_is_packed_into_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders of one name in two such places get files of their own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folders = [write_pairs(tmp_path / f"{n}/pairs", 2, first=n) for n in (1, 5)]
+    access = os.access  # permissions would not keep root out
+    monkeypatch.setattr(os, "access", lambda p, mode: Path(p).name not in "15" and access(p, mode))
+    files = [prepare(folder) for folder in folders]
+    times = [file.stat().st_mtime_ns for file in files]
+    assert {file.parent for file in files} == {tmp_path / "cache/dargnet"}
+    for file, number in zip(files, (1, 5), strict=True):
+        assert np.array_equal(DerainDataset(file, 16, 64).whole_pair(0)[0], scene(number)[0])
+    assert [prepare(folder) for folder in folders] == files
+    assert [file.stat().st_mtime_ns for file in files] == times  # packed once
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limits")
+@pytest.mark.parametrize("kilobytes", [1, 20])
+def test_a_full_disk_while_packing(folder: Path, kilobytes: int) -> None:
+    code = "from pathlib import Path; from DerainDataset import prepare\n"
+    code += "try: prepare(Path('set'))\nexcept OSError as error: print(error.filename)"
+    limited = f'ulimit -f {kilobytes}; exec "$@"'
+    result = subprocess.run(
+        ["bash", "-c", limited, "bash", sys.executable, "-c", code],
+        cwd=folder.parent,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.strip().endswith("set.h5"), result.stderr
+    assert [p.name for p in folder.parent.iterdir()] == ["set"]
+
+
+# ---------------------------------------------------------------- patches
 
 
 def test_patches_lie_on_the_published_grid(tmp_path: Path) -> None:
-    write_pairs(tmp_path / "set", 1, height=321, width=481)
-    path = prepare(tmp_path / "set", log=quiet)
+    write_pairs(tmp_path / "set", 2, height=321, width=481)
+    path = prepare(tmp_path / "set")
     data = DerainDataset(path, patch_size=100, stride=80)
-    assert len(data) == 15
-    rainy, clean = scene(1, 321, 481)
-    for i, (top, left) in enumerate((top, left) for top in (0, 80, 160) for left in (0, 80, 160, 240, 320)):
-        for patch, image in zip(data[i], (rainy, clean), strict=True):
-            assert patch.shape == (3, 100, 100)
+    places = [(n, top, left) for n in (1, 2) for top in (0, 80, 160) for left in range(0, 381, 80)]
+    assert len(data) == len(places) == 30
+    for i, (number, top, left) in enumerate(places):
+        for patch, image in zip(data[i], scene(number, 321, 481), strict=True):
             assert patch.dtype == torch.float32
-            expected = image[top : top + 100, left : left + 100]
-            assert np.array_equal(np.round(patch.numpy() * 255).astype(np.uint8).transpose(1, 2, 0), expected)
+            assert np.array_equal(pixels(patch), image[top : top + 100, left : left + 100])
     flipped = DerainDataset(path, patch_size=100, stride=80, flip=True)
-    assert len(flipped) == 30
+    assert len(flipped) == 60
     for side in (0, 1):
-        assert torch.equal(flipped[15 + 7][side], data[7][side].flip(-1))
+        assert torch.equal(flipped[7][side], data[7][side])
+        assert torch.equal(flipped[30 + 7][side], data[7][side].flip(-1))
+    rainy, clean = data.batch([3, 28])
+    assert rainy.shape == clean.shape == (2, 3, 100, 100)
+    assert torch.equal(rainy[1], data[28][0])
 
 
-def test_portrait_images_and_chosen_pairs(tmp_path: Path) -> None:
+def test_a_part_has_the_patches_of_its_pairs(tmp_path: Path) -> None:
     write_pairs(tmp_path / "set", 3, height=80, width=40)
-    data = DerainDataset(prepare(tmp_path / "set", log=quiet), 32, 16, pairs=[2, 0])
-    assert len(data) == 2 * 4 * 1
-    assert np.array_equal(np.round(data[0][1].numpy() * 255), scene(3, 80, 40)[1][:32, :32].transpose(2, 0, 1))
+    data = DerainDataset(prepare(tmp_path / "set"), 32, 16).part([0, 2])
+    assert len(data) == 2 * 4
+    assert np.array_equal(pixels(data[4][1]), scene(3, 80, 40)[1][:32, :32])
 
 
-def test_an_image_smaller_than_a_patch(folder: Path) -> None:
-    path = prepare(folder, log=quiet)
-    with pytest.raises(InputError, match="72x64, smaller than a patch of 100"):
-        DerainDataset(path, 100, 80)
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # with a single processor
+def test_a_dataloader_reads_the_same(folder: Path) -> None:
+    data = DerainDataset(prepare(folder), 32, 16)
+    loader = DataLoader(data, batch_size=4, num_workers=2, multiprocessing_context="fork")
+    rainy, clean = (torch.cat(side) for side in zip(*loader, strict=True))
+    expected = data.batch(range(len(data)))
+    assert torch.equal(torch.stack([rainy, clean]), torch.stack(expected))
+
+
+def test_an_image_smaller_than_a_patch_is_named(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"rain-001\.png is 72x64.*100"):
+        DerainDataset(prepare(folder), 100, 80)
 
 
 @pytest.mark.parametrize("content", [b"", b"no HDF5", None])
@@ -178,163 +211,51 @@ def test_a_file_that_is_no_packed_set(tmp_path: Path, content: bytes | None) -> 
         DerainDataset(path, 32, 32)
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one processor
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_two_workers_read_what_one_process_reads(folder: Path, method: str) -> None:
-    data = DerainDataset(prepare(folder, log=quiet), 32, 16)
-    expected = [data[i] for i in range(len(data))]  # the file is open here before the workers start
-    loader = DataLoader(data, batch_size=4, num_workers=2, multiprocessing_context=method)
-    rainy, clean = (torch.cat(side) for side in zip(*loader, strict=True))
-    assert torch.equal(rainy, torch.stack([pair[0] for pair in expected]))
-    assert torch.equal(clean, torch.stack([pair[1] for pair in expected]))
+# ---------------------------------------------------------------- grey layers, backgrounds
 
 
-def sum_of_patches(data: DerainDataset, results: multiprocessing.Queue) -> None:
-    results.put((os.getpid(), float(sum(rainy.double().sum() for rainy, _ in (data[i] for i in range(len(data)))))))
+def test_a_grey_layer_is_told_from_other_rain() -> None:
+    rainy, clean = scene(1)
+    assert has_grey_layer(rainy, clean)
+    assert has_grey_layer(clean, clean)
+    speck = rainy.copy()
+    speck[5, 5] = 255 - speck[5, 5]  # one pixel in 4,608 may differ
+    assert has_grey_layer(speck, clean)
+    _, jpeg = cv2.imencode(".jpg", rainy, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    assert not has_grey_layer(cv2.imdecode(jpeg, cv2.IMREAD_COLOR), clean)
+    blended = np.round(0.8 * clean + 0.2 * 230).astype(np.uint8)
+    assert not has_grey_layer(blended, clean)
+    assert not has_grey_layer(clean, rainy)  # darker
 
 
-@pytest.mark.slow
-def test_several_processes_at_once(folder: Path) -> None:
-    data = DerainDataset(prepare(folder, log=quiet), 32, 16)
-    data[0]
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    processes = [context.Process(target=sum_of_patches, args=(data, results)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    found = [results.get(timeout=100) for _ in processes]
-    for process in processes:
-        process.join(100)
-    assert len({pid for pid, _ in found}) == 3
-    assert len({total for _, total in found}) == 1
-
-
-# ---------------------------------------------------------------- the validation split
-
-
-def test_the_split_is_by_background(tmp_path: Path) -> None:
-    """Six rains on each of five backgrounds, one of them seen only in overlapping crops."""
-    folder = tmp_path / "set"
+def test_pairs_are_held_out_by_whole_backgrounds(tmp_path: Path) -> None:
+    """Five backgrounds in six pairs each; of one of them, every pair shows another crop."""
     tall = scene(500, 96, 72)[1]
     for number in range(1, 31):
         background = (number - 1) // 6
-        clean = scene(background, 64, 72)[1] if background else tall[5 * number : 5 * number + 64]
-        write(folder / f"norain-{number}.png", clean)
-        write(folder / f"rain-{number}.png", np.minimum(255, clean.astype(int) + number).astype(np.uint8))
-    backgrounds = DerainDataset(prepare(folder, log=quiet), 32, 32).backgrounds
-    assert [len(set(backgrounds[i : i + 6])) for i in range(0, 30, 6)] == [1] * 5
-    assert len(set(backgrounds)) == 5
-    training, validation = split_by_background(backgrounds, 8, seed=3)
-    assert len(validation) == 12  # whole backgrounds, at least 8 pairs
-    assert sorted(training + validation) == list(range(30))
-    assert set(backgrounds[training]).isdisjoint(backgrounds[validation])
-    assert split_by_background(backgrounds, 8, seed=3) == (training, validation)
-    assert any(split_by_background(backgrounds, 8, seed=s)[1] != validation for s in range(10))
-    with pytest.raises(InputError, match="leaves no background"):
-        split_by_background(backgrounds, 30, seed=0)
+        clean = scene(background)[1] if background else tall[5 * number : 5 * number + 64]
+        write(tmp_path / f"set/norain-{number}.png", clean)
+        write(tmp_path / f"set/rain-{number}.png", cv2.add(clean, number))
+    data = DerainDataset(prepare(tmp_path / "set"), 32, 32)
+    assert [len(set(data.backgrounds[i : i + 6])) for i in range(0, 30, 6)] == [1] * 5
+    assert len(set(data.backgrounds)) == 5
+
+    held_out = data.held_out(8, seed=3)
+    assert len(held_out) == 12  # at least 8, of whole backgrounds
+    training = data.unshared_pairs([data.part(held_out)])
+    assert sorted(training + held_out) == list(range(30))
+    assert data.held_out(8, seed=3) == held_out
+    assert any(data.held_out(8, seed=seed) != held_out for seed in range(10))
+    with pytest.raises(InputError, match=r"set\.h5.*every pair"):
+        data.unshared_pairs([data.part(data.held_out(30, seed=0))])
 
 
-@pytest.mark.slow
-def test_real_sets_share_no_background_where_they_should_not() -> None:
-    """For whoever has the real sets: RainTrainL and Rain100L have no photograph in common."""
-    root = Path(__file__).resolve().parent.parent / "datasets"
-    sets = (root / "train/RainTrainL", root / "test/Rain100L")
-    if not all(folder.is_dir() for folder in sets):
-        pytest.skip("the real sets are not here")
-    rows = [{row for pair in find_pairs(folder) for row in line_digests(read_pair(pair)[1])} for folder in sets]
-    assert all(rows)
-    assert not rows[0] & rows[1]
-
-
-def test_a_read_only_place_is_packed_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as a mounted data set; a second folder of the same name elsewhere gets a file of its own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folders = [write_pairs(tmp_path / place / "pairs", 2, first=first) for place, first in (("a", 1), ("b", 5))]
-    access = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name not in "ab" and access(path, mode))
-    lines: list[str] = []
-    files = [prepare(folder, log=lines.append) for folder in folders]
-    assert len({*files}) == 2
-    assert all(file.parent == tmp_path / "cache/dargnet" for file in files)
-    assert lines[0] == f"packing 2 pairs of {folders[0]} into {files[0]}"
-    for file, number in zip(files, (1, 5), strict=True):
-        rainy, _ = DerainDataset(file, 16, 64)[0]
-        assert np.array_equal(np.round(rainy.permute(1, 2, 0).numpy() * 255), scene(number)[0][:16, :16])
-    lines.clear()
-    assert prepare(folders[0], log=lines.append) == files[0]
-    assert lines == []  # packed once
-    assert prepare(folders[0], log=quiet, cache=tmp_path / "c/d").parent == tmp_path / "c/d"
-    (tmp_path / "a/pairs.h5").write_bytes(files[1].read_bytes())  # one that came with the data, of other images
-    assert prepare(folders[0], log=lines.append) == files[0]
-    assert lines == [f"{tmp_path / 'a/pairs.h5'}: the images changed since; packing again"]
-
-
-def test_each_image_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A data set on a slow network share is read while it is packed, and never again."""
-    folder, read, paths = write_pairs(tmp_path / "pairs", 3), Path.read_bytes, []
-    monkeypatch.setattr(Path, "read_bytes", lambda path: paths.append(path) or read(path))
-    cache = tmp_path / "cache"
-    assert len(DerainDataset(prepare(folder, log=quiet, cache=cache), 16, 64)) == 3
-    assert sorted(paths) == sorted(folder.rglob("*.png"))
-    prepare(folder, log=quiet, cache=cache)
-    assert len(paths) == 6
-
-
-def test_without_a_home_the_cache_is_a_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where the user has no entry
-    for value in ("", "relative"):
-        monkeypatch.setenv("XDG_CACHE_HOME", value)
-        assert packed_files(tmp_path / "pairs", ".h5")[1].parent == Path(tempfile.gettempdir()) / "dargnet"
-
-
-def test_a_packed_file_that_may_not_be_read_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as another user's, beside shared data."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder, access = write_pairs(tmp_path / "a/pairs", 2), os.access
-    theirs = prepare(folder, log=quiet)
-    monkeypatch.setattr(os, "access", lambda path, mode: path not in (theirs, theirs.parent) and access(path, mode))
-    assert prepare(folder, log=quiet).parent == tmp_path / "cache/dargnet"
-
-
-def test_a_cache_that_cannot_be_a_folder_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file is not a folder; choose another --cache"):
-        prepare(write_pairs(tmp_path / "pairs", 1), log=quiet, cache=tmp_path / "file/cache")
-
-
-def test_packed_files_need_no_locks(tmp_path: Path) -> None:
-    """Some network file systems have none; here another process has the only one."""
-    fcntl = pytest.importorskip("fcntl")
-    folder = write_pairs(tmp_path / "pairs", 2)
-    path = prepare(folder, log=quiet)
-    with path.open("rb+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        assert len(DerainDataset(path, 16, 64)) == 2
-        lines: list[str] = []
-        assert prepare(folder, log=lines.append) == path
-        assert lines == []
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="no such limits there")
-@pytest.mark.parametrize("most", [500, 20_000])
-def test_a_quota_while_packing(tmp_path: Path, most: int) -> None:
-    """One line and nothing left: HDF5 has its own words for it, at whichever moment it comes."""
-    write_pairs(tmp_path / "pairs", 2)
-    code = f"""
-import resource, signal, sys
-sys.path.insert(0, {str(ROOT)!r})
-from pathlib import Path
-from DerainDataset import prepare
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most}))
-try:
-    prepare(Path("pairs"))
-except OSError as error:
-    assert error.errno == 27, error
-    print("refused")
-"""
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert result.stdout.endswith("refused\n"), result.stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["pairs"]
+def test_a_background_is_found_in_another_set(folder: Path, tmp_path: Path) -> None:
+    """Also where the rain differs and the image is a crop."""
+    clean = cv2.imread(str(find_pairs(folder)[1].clean))[:, 3:]
+    (tmp_path / "other").mkdir()
+    cv2.imwrite(str(tmp_path / "other/norain-1.png"), clean)
+    cv2.imwrite(str(tmp_path / "other/rain-1.png"), cv2.add(clean, 30))
+    data, other = (DerainDataset(prepare(path), 32, 16) for path in (folder, tmp_path / "other"))
+    assert data.unshared_pairs([other]) == [0, 2, 3]
+    assert data.unshared_pairs([]) == [0, 1, 2, 3]
