@@ -142,16 +142,16 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed memory for the next tensors, up to 32 MiB each, its maximum.
+    """Have glibc keep all freed memory for the next tensors.
 
     Otherwise every layer's output goes back to the system, which clears each page before it gives
     it out again: a quarter of the inference time. Other C libraries are left as they are.
     """
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of malloc.h
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # of malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_threshold, 32 << 20)
-        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_max, 0)  # blocks that are mapped one by one always go back
+        mallopt(trim_threshold, -1)
         mallopt(top_pad, 64 << 20)
 
 

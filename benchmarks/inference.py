@@ -22,7 +22,7 @@ from benchmarks import plain_dargnet
 from benchmarks.common import measure, report, summarise, tell_if_without_gpu
 from derain.cli import run_script, setting
 from derain.inference import derain, weights_file
-from derain.optimized import fold
+from derain.inference import fold
 from derain.synthesize import add_rain, free_photographs, rain_layer
 from networks import DARGNet, convert_state_dict, load_network
 from SSIM import psnr

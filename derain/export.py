@@ -1,102 +1,70 @@
 """Write a trained network for use elsewhere: as ONNX, or its weights as safetensors.
 
     pip install -r requirements-extra.txt
-    python -m derain.export --logdir logs/Rain100H --out dargnet.onnx            # about a minute on two CPU cores
+    python -m derain.export --logdir logs/Rain100H --out dargnet.onnx         # about a minute
     python -m derain.export --logdir logs/Rain100H --out dargnet.safetensors
 
-The suffix decides. ONNX takes rainy images (N, 3, H, W), float32 RGB in [0, 1], of any number and size, and gives
-derained ones. Every file is read back and checked against the network on three sizes before it is kept.
+The suffix decides. The ONNX file takes rainy images (N, 3, H, W), float32 RGB in [0, 1], of any
+number and size, and gives derained ones. ONNX Runtime must give the network's images with it.
 """
 
-import contextlib
-import copy
 import dataclasses
-import io
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import nn
+from torch.export import Dim
 
 from derain.cli import check_folder, run_script, setting
-from derain.inference import load_weights
-from derain.optimized import AsWritten, fold, optimize
-from networks import DARGNet
+from derain.inference import AsWritten, derain, load_weights, optimize
 from utils import InputError, atomic_path
-
-TOLERANCE = 1e-4  # largest difference from the network
-CHECKED = ((1, 33, 47), (2, 100, 64), (1, 5, 7))  # N, H, W
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The command line."""
-
-    logdir: Path = setting(Path("logs/Rain100H"), "folder that holds net_latest.pth, or a .pth file")
+    logdir: Path = setting(Path("logs/Rain100H"), "folder that holds net_latest.pth, or a file")
     out: Path = setting(Path("dargnet.onnx"), "file to write: .onnx or .safetensors")
 
 
-def export_onnx(network: DARGNet, path: Path) -> Callable[[Tensor], Tensor]:
-    """Write `path` and return a function that runs it in ONNX Runtime."""
+def write_onnx(network: nn.Module, path: Path) -> None:
+    """Write the network, folded unless it was edited. Raises InputError if it does not compute."""
     import onnxruntime
-    import onnxscript  # noqa: F401, which torch's exporter needs
+    import onnxscript  # noqa: F401, for torch's exporter
 
-    edited = isinstance(optimize(network), AsWritten)  # folding would write the published formula
-    quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
-    with quiet[0], quiet[1], warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        varying = {0: "images", 2: "height", 3: "width"}
-        torch.onnx.export(
-            network if edited else fold(network, blocks=False),
-            (torch.rand(2, 3, 64, 80),),
-            str(path),
-            dynamo=True,
-            dynamic_shapes={"rainy": {axis: torch.export.Dim(name) for axis, name in varying.items()}},
-            external_data=False,
-            input_names=["rainy"],
-            output_names=["derained"],
-        )
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    return lambda rainy: torch.from_numpy(session.run(None, {"rainy": rainy.numpy()})[0])
+    fastest = optimize(network)
+    model = fastest.network if isinstance(fastest, AsWritten) else fastest
+    axes = {0: Dim("images"), 2: Dim("height"), 3: Dim("width")}
+    names = {"input_names": ["rainy"], "output_names": ["derained"]}
+    options = {"dynamic_shapes": {"rainy": axes}, "external_data": False, "verbose": False}
+    with warnings.catch_warnings(action="ignore"):
+        torch.onnx.export(model, (torch.rand(2, 3, 64, 80),), str(path), **names, **options)
 
-
-def export_safetensors(network: DARGNet, path: Path) -> Callable[[Tensor], Tensor]:
-    """Write `path` and return a network with the weights that are read back from it."""
-    from safetensors.torch import load, save
-
-    path.write_bytes(save(network.state_dict()))
-    reread = copy.deepcopy(network)
-    reread.load_state_dict(load(path.read_bytes()))
-    return reread
-
-
-@torch.inference_mode()
-def check(network: DARGNet, run: Callable[[Tensor], Tensor]) -> float:
-    """Return the largest difference between what was written and the network, over CHECKED sizes."""
-    differences = []
-    for images, height, width in CHECKED:
-        rainy = torch.rand(images, 3, height, width, generator=torch.Generator().manual_seed(height))
-        differences.append((run(rainy) - network(rainy)).abs().max())
-    return torch.stack(differences).max().item()  # nan if one is: Python's max would drop it
+    session = onnxruntime.InferenceSession(path.read_bytes())
+    rainy = torch.rand(1, 3, 33, 47)  # another number and size
+    found = torch.from_numpy(session.run(None, {"rainy": rainy.numpy()})[0])
+    if not torch.allclose(found, derain(network, rainy), rtol=0, atol=1e-4):
+        raise InputError("ONNX Runtime's image differs from the network's; try another torch")
 
 
 def export(settings: Settings) -> None:
-    """Write the file and check it; leave nothing if that fails."""
+    """Write the file, or leave the one that was there."""
     network = load_weights(settings.logdir)
-    writers = {".onnx": export_onnx, ".safetensors": export_safetensors}
-    if settings.out.suffix not in writers:
-        raise InputError(f"{settings.out}: the suffix decides what is written: {' or '.join(writers)}")
     check_folder(settings.out.parent, "--out")
     try:
         with atomic_path(settings.out) as temporary:
-            difference = check(network, writers[settings.out.suffix](network, temporary))
-            if not difference <= TOLERANCE:  # nan is not, either
-                problem = f"differs from the network by {difference:.1e}"
-                raise InputError(f"{settings.out}: {problem}; another torch may help")
+            if settings.out.suffix == ".onnx":
+                write_onnx(network, temporary)
+            elif settings.out.suffix == ".safetensors":
+                from safetensors.torch import save
+
+                temporary.write_bytes(save(network.state_dict()))
+            else:
+                raise InputError(f"--out {settings.out}: must end with .onnx or .safetensors")
     except ImportError as error:
-        raise InputError(f"{settings.out}: needs {error.name}: pip install -r requirements-extra.txt") from error
-    print(f"{settings.out}: at most {difference:.1e} from the network on {len(CHECKED)} sizes")
+        fix = "pip install -r requirements-extra.txt"
+        raise InputError(f"{settings.out}: needs {error.name}: {fix}") from error
+    print(f"{settings.out}: written")
 
 
 if __name__ == "__main__":

@@ -1,37 +1,42 @@
-"""Images of any size through a trained network: weights found and opened, precision, exact tiles.
+"""Images of any size through a trained network, in its fastest form and in exact tiles.
 
     network = open_network(Path("logs/Rain100H"))
     derained = derain_image(network, rgb)            # (H, W, 3) uint8 or uint16 RGB -> the same
 
-A pixel of the result depends on the pixels within the network's receptive field and on no others, so a tile
-with a halo of that radius gives the same values as the whole image.
+The fastest form of DARGNet is folded: fewer operations, the same values up to rounding. Both are
+compared first, so that an edited networks.py runs as it is written.
+
+A pixel of the result depends on the pixels within the network's receptive field and on no others,
+so a tile with that much overlap gives the same values as the whole image.
 """
 
 import contextlib
 import copy
+import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from derain.blocks import Progress, in_blocks
-from derain.optimized import example, optimize
-from networks import load_network
+from networks import DARGNet, DualAttention, ResidualGroup, load_network
 from utils import InputError, quantize, to_image, to_tensor
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-WHOLE_PIXELS = 4_000_000  # images up to here are computed whole if memory allows
-LARGEST_TILE = 1440  # pixels; its halo adds a sixth to the work
+WHOLE_PIXELS = 1_500_000  # larger images are computed in tiles; this many take 2.4 GB in fp32
+TILE = 1088  # side in pixels; with its overlap, a tile has about WHOLE_PIXELS
 Loader = Callable[[Path], nn.Module]
+Progress = Callable[[int, int], object]  # called with the number of tiles done, and of all tiles
 
 
 def weights_file(path: Path) -> Path:
-    """Return the weights that --logdir or --init names: the file itself, or net_latest.pth in the folder.
+    """Return the weights that --logdir or --init names: a file, or net_latest.pth in a folder.
 
-    A path that does not exist here is looked for in this repository: our weights are found from any folder.
+    A path that does not exist here is looked up in this repository, so that its weights are found
+    from any folder.
     """
     for place in (path, Path(__file__).parent.parent / path):
         file = place / "net_latest.pth" if place.is_dir() else place
@@ -41,7 +46,7 @@ def weights_file(path: Path) -> Path:
 
 
 def load_weights(path: Path, load: Loader = load_network) -> nn.Module:
-    """Return load(the file that `path` names), with InputError in place of load_network's ValueError."""
+    """Return load(the file that `path` names). Raises InputError for missing or foreign weights."""
     try:
         return load(weights_file(path))
     except ValueError as error:
@@ -49,57 +54,146 @@ def load_weights(path: Path, load: Loader = load_network) -> nn.Module:
 
 
 def open_network(
-    path: Path, device: torch.device | None = None, precision: str = "fp32", load: Loader = load_network
+    path: Path,
+    device: torch.device | None = None,
+    precision: str = "fp32",
+    load: Loader = load_network,
 ) -> nn.Module:
-    """Return a trained network in its fastest form. load: makes a network of a weights file.
+    """Return a trained network in its fastest form, on the CPU unless a device is given.
 
-    Raises InputError for foreign weights.
+    precision: fp32 or bf16. load: makes a network of a weights file. Raises as load_weights does.
     """
     network = load_weights(path, load)
-    radius, answer = getattr(network, "receptive_field", None), answer_of(network)
-    network = optimize(network.to(device or torch.device("cpu")), DTYPES[precision])
-    network.receptive_field, network.answer = radius, answer
-    if radius is None:
-        print("the network has no receptive_field: images are computed whole, not in tiles", flush=True)
-    return network
+    return optimize(network.to(device or torch.device("cpu")), DTYPES[precision])
+
+
+def optimize(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Return a copy for inference: a DARGNet folded, any other network as it is written.
+
+    dtype: torch.float32 or torch.bfloat16; images are float32 in both cases.
+    """
+    if isinstance(network, DARGNet):
+        if is_foldable(network):
+            return fold(network, dtype)
+        print(f"{type(network).__name__} was edited: it runs as it is written, without folding")
+    return AsWritten(network, dtype)
+
+
+class AsWritten(nn.Module):
+    """A copy of a network in eval mode; for bfloat16 it runs under autocast."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).eval().to(memory_format=torch.channels_last)
+        self.bf16 = dtype == torch.bfloat16
+        self.receptive_field = getattr(network, "receptive_field", None)
+
+    def forward(self, rainy: Tensor) -> Tensor:
+        with torch.autocast(rainy.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.network(rainy).float()
 
 
 @torch.no_grad()
-def answer_of(network: nn.Module) -> str:
-    """Return what identifies a network with its weights: its output for a small image, in float64, as a few digits.
-
-    The same weights give another answer in a network whose code was edited.
-    """
+def is_foldable(network: DARGNet) -> bool:
+    """Compare the folded form with the network itself, on a small random image in float64."""
+    exact = copy.deepcopy(network).cpu().double().eval()
+    generator = torch.Generator().manual_seed(0)
+    rainy = torch.rand(1, 3, 22, 27, generator=generator, dtype=torch.float64)
     try:
-        output = copy.deepcopy(network).cpu().double()(example().double())
-    except Exception:  # a network that takes other sizes or keeps to float32 is known by its weights alone
-        return type(network).__name__
-    return f"{float(output.mean()):.6e} {float(output.std()):.6e}"
+        expected, found = exact(rainy), fold(exact, torch.float64)(rainy)
+        return torch.allclose(found, expected, rtol=1e-6, atol=1e-6)
+    except Exception:  # an edited network may lack any part, or have other shapes
+        return False
+
+
+@torch.no_grad()
+def fold(network: DARGNet, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Return a faster copy of a DARGNet with the same values up to rounding, for inference only.
+
+    In bfloat16 the last convolution stays float32, because rounding would leave the image fewer
+    levels than 8 bits have. The copy's state dict has other names: save the original's.
+    """
+    device = next(network.parameters()).device
+    folded = copy.deepcopy(network).cpu().eval().requires_grad_(False)
+    folded.groups = nn.ModuleList(FoldedResidualGroup(group) for group in folded.groups)
+    folded.to(dtype, memory_format=torch.channels_last)
+    if dtype == torch.bfloat16:
+        folded.head.register_forward_pre_hook(lambda _, inputs: inputs[0].bfloat16())
+        last = folded.tail[-1].float()
+        last.register_forward_pre_hook(lambda _, inputs: inputs[0].float())
+    return folded.to(device)
+
+
+class FoldedResidualGroup(nn.Module):
+    """A ResidualGroup with folded attentions: (N, C, H, W) -> (N, C, H, W)."""
+
+    def __init__(self, group: ResidualGroup) -> None:
+        super().__init__()
+        self.attention1 = FoldedDualAttention(group.attention1, group.act1)
+        self.attention2 = FoldedDualAttention(group.attention2, group.act2)
+        self.conv, self.slope = group.conv, group.act3.weight.item()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.attention2(self.attention1(x))
+        return F.leaky_relu_(self.conv(y), self.slope).add_(x)
+
+
+class FoldedDualAttention(nn.Module):
+    """A DualAttention and the PReLU after it: (N, C, H, W) -> (N, C, H, W).
+
+    The shared 1x1 convolution M of a concatenation is a sum, M[a, b] = Ma a + Mb b, so nothing
+    needs to be concatenated. As the dilation-1 branch has no activation, Ma after its convolution
+    (weight K, bias k) is itself one 3x3 convolution, with weight Ma K and bias Ma k + m.
+    """
+
+    def __init__(self, attention: DualAttention, act: nn.PReLU) -> None:
+        super().__init__()
+        spatial, channel = attention.spatial, attention.channel
+        self.conv_d2, self.conv_d5 = spatial.conv_d2, spatial.conv_d5
+        self.depthwise, self.pointwise = channel.depthwise, channel.pointwise
+        self.slope = spatial.act.weight.item()
+        self.gate_slope = channel.act.weight.item()
+        self.out_slope = act.weight.item()
+
+        merge_a, merge_b = spatial.merge.weight.chunk(2, dim=1)
+        self.merge_a = nn.Parameter(merge_a.contiguous())
+        self.merge_b = nn.Parameter(merge_b.contiguous())
+        self.merge_bias = spatial.merge.bias
+        self.near = spatial.conv_d1
+        exact, matrix = copy.deepcopy(spatial.conv_d1).double(), merge_a[:, :, 0, 0].double()
+        self.near.weight.copy_(torch.einsum("om,mihw->oihw", matrix, exact.weight))
+        self.near.bias.copy_(matrix @ exact.bias + spatial.merge.bias.double())
+
+    def forward(self, x: Tensor) -> Tensor:
+        attended = torch.addcmul(x, self.spatial(x), self.gate(x))
+        return F.leaky_relu_(attended, self.out_slope)
+
+    def spatial(self, x: Tensor) -> Tensor:
+        """Work in place, so that few results are in memory at a time."""
+        middle = F.leaky_relu_(self.conv_d2(x), self.slope)
+        y = self.near(x).add_(F.conv2d(middle, self.merge_b))
+        y = F.conv2d(F.leaky_relu_(y, self.slope), self.merge_a, self.merge_bias)
+        far = F.leaky_relu_(self.conv_d5(x), self.slope)
+        return y.add_(F.conv2d(far, self.merge_b))
+
+    def gate(self, x: Tensor) -> Tensor:
+        return self.pointwise(F.leaky_relu_(self.depthwise(x), self.gate_slope)).sigmoid_()
 
 
 @torch.inference_mode()
 def derain(network: nn.Module, rainy: Tensor, tile: int = 0) -> Tensor:
-    """Derain (N, 3, H, W) RGB in [0, 1], whole or in exact tiles; the result is on `rainy`'s device.
+    """Derain (N, 3, H, W) RGB in [0, 1], whole or in exact tiles; the result is on its device.
 
-    tile: largest side of the tiles in pixels; 0, or anything that covers the image, means whole.
-    Each tile is computed with a halo of the receptive field, cut at the true image borders,
-    so that zero padding happens only where it would without tiles: the values are the same
-    (up to the rounding of sums), without seams or blending. `rainy` may stay on the
-    CPU while the network is elsewhere: only a tile at a time goes there.
+    tile: largest side of the tiles in pixels, without their overlap; 0 for the whole image, which
+    also a network without receptive_field gets. `rainy` may stay on the CPU while the network is
+    elsewhere: only a tile at a time goes there.
     """
     device = next(network.parameters(), rainy).device
-    radius = reach(network)
-    if tile <= 0 or tile >= max(rainy.shape[-2:]) or radius is None:
-        return network(rainy.to(device)).to(rainy)
-    return in_blocks(lambda crop: network(crop.to(device)), rainy, radius, tile)
+    overlap = getattr(network, "receptive_field", None)
+    return in_tiles(lambda crop: network(crop.to(device)), rainy, tile, overlap)
 
 
-def reach(network: nn.Module) -> int | None:
-    """Return the network's receptive field to each side in pixels, None if it is not known."""
-    radius: Any = getattr(network, "receptive_field", None)
-    return radius
-
-
+@torch.inference_mode()
 def derain_image(
     network: nn.Module,
     rgb: np.ndarray,
@@ -107,33 +201,59 @@ def derain_image(
     quantization: str = "round",
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """(H, W, 3) uint8 or uint16 RGB -> the derained image, of the same shape and type.
+    """Derain an image, (H, W, 3) uint8 or uint16 RGB -> the same shape and type.
 
-    tile: largest side of exact tiles in pixels, 0 for none, None to go by the free memory. Only one tile at a time
-    is held as floating-point numbers. progress: see in_blocks. Raises ValueError if the network's output is not finite.
+    tile: as for `derain`; None for tiles if the image has more than WHOLE_PIXELS. Only one tile at
+    a time is held as floating-point numbers. quantization: 'round' or 'truncate'.
+    Raises ValueError if the network's output is not finite.
     """
     if tile is None:
-        tile = automatic_tile(rgb.shape[0], rgb.shape[1], network)
+        tile = TILE if rgb.shape[0] * rgb.shape[1] > WHOLE_PIXELS else 0
 
-    def part(pixels: Tensor) -> Tensor:
-        rainy = to_tensor(pixels[0].permute(1, 2, 0).numpy()).to(memory_format=torch.channels_last)
-        derained = to_image(derain(network, rainy))
+    def derain_crop(pixels: Tensor) -> Tensor:
+        rainy = to_tensor(pixels[0].permute(1, 2, 0).numpy())
+        derained = to_image(derain(network, rainy.to(memory_format=torch.channels_last)))
         if not np.isfinite(derained).all():
-            raise ValueError("the network's output is not finite; check the weights, or use --precision fp32")
+            fix = "check the weights, or use --precision fp32"
+            raise ValueError(f"the network's output is not finite; {fix}")
         return torch.from_numpy(quantize(derained, rgb.dtype, quantization)).permute(2, 0, 1)[None]
 
-    pixels, radius = torch.from_numpy(rgb).permute(2, 0, 1)[None], reach(network)  # HWC -> NCHW, the same memory
-    derained = in_blocks(part, pixels, radius, tile, progress) if tile and radius is not None else part(pixels)
+    pixels = torch.from_numpy(rgb).permute(2, 0, 1)[None]  # HWC -> NCHW, the same memory
+    overlap = getattr(network, "receptive_field", None)
+    derained = in_tiles(derain_crop, pixels, tile, overlap, progress)
     return derained[0].permute(1, 2, 0).numpy()
 
 
-def automatic_tile(height: int, width: int, network: nn.Module) -> int:
-    """Return 0 for an image of up to 4 megapixels, otherwise the side of the tiles."""
-    return 0 if reach(network) is None or height * width <= WHOLE_PIXELS else LARGEST_TILE
+def in_tiles(
+    compute: Callable[[Tensor], Tensor],
+    image: Tensor,
+    side: int,
+    overlap: int | None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Return compute(image) of the same shape, (N, C, H, W), tile by tile; whole if side is 0.
+
+    The tiles are as equal as possible. Their overlap ends at the image's borders, so that zeros
+    are padded there and nowhere else.
+    """
+    if side <= 0 or overlap is None:
+        return compute(image).to(image)
+    height, width = image.shape[2:]
+    rows, columns = (math.ceil(length / math.ceil(length / side)) for length in (height, width))
+    corners = list(itertools.product(range(0, height, rows), range(0, width, columns)))
+    result = torch.empty_like(image)
+    for done, (top, left) in enumerate(corners, 1):
+        y, x = max(top - overlap, 0), max(left - overlap, 0)
+        tile = compute(image[..., y : top + rows + overlap, x : left + columns + overlap])
+        core = result[..., top : top + rows, left : left + columns]
+        core.copy_(tile[..., top - y :, left - x :][..., : core.shape[2], : core.shape[3]])
+        if progress:
+            progress(done, len(corners))
+    return result
 
 
 def parse_tile(text: str) -> int | None:
-    """--tile as a number of pixels: 0 for off, None for auto."""
+    """Read --tile: None for auto, 0 for off, or a number of pixels from 16 up."""
     if text in ("auto", "off"):
         return None if text == "auto" else 0
     with contextlib.suppress(ValueError):

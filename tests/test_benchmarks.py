@@ -17,7 +17,6 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 TINY = {
     "inference": ("--logdir", ROOT / "logs/Rain100L", "--height", "40", "--width", "48", "--rounds", "2"),
     "training": ("--batch_size", "1", "--patch_size", "32", "--rounds", "2"),
-    "loading": ("--patch_size", "32", "--stride", "300", "--patches", "40", "--rounds", "2"),
 }
 
 
@@ -35,20 +34,8 @@ def test_a_benchmark_prints_and_keeps_its_table(command: Command, tmp_path: Path
     for row in rows:
         assert 0 < row["low"] <= row["seconds"] <= row["high"]
         assert f"| {row['name']} | " in result.stdout
-    if script != "loading" and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         assert "CUDA: skipped" in result.stdout
-
-
-@pytest.mark.slow
-def test_sizes_and_their_plot(command: Command, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="an extra requirement")
-    arguments = ("--largest", "0.11", "--plot", "sizes.png", "--json_path", "kept.json")
-    result = command("benchmarks.sizes", "--logdir", ROOT / "logs/Rain100L", *arguments)
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "sizes.png").read_bytes()[:4] == b"\x89PNG"
-    rows = json.loads((tmp_path / "kept.json").read_text())["rows"]
-    assert [(row["size"], row["precision"]) for row in rows] == [("432x240", "fp32"), ("432x240", "bf16")]
-    assert all(row["seconds"] > 0 and 2**27 < row["peak"] < 2**32 for row in rows)
 
 
 def test_ratios_are_medians_of_the_rounds() -> None:

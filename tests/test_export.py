@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
-from torch import Tensor
 
+import hubconf
 from derain import export
 from networks import DARGNet, DualAttention, load_network
 from utils import InputError
@@ -26,25 +25,14 @@ def weights(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_torch_hub_from_a_local_clone_imports_networks_alone() -> None:
-    code = f"""
-import sys, torch
-network = torch.hub.load({str(ROOT)!r}, "dargnet", source="local", rain="light")
-assert network(torch.zeros(1, 3, 9, 7)).shape == (1, 3, 9, 7)
-assert not {{"networks", "utils", "derain", "cv2"}} & set(sys.modules)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
-
-
-@pytest.mark.slow
 def test_torch_hub_in_a_program_with_modules_of_its_own(tmp_path: Path) -> None:
-    """Many deraining repositories have a networks.py and a utils.py."""
+    """Many deraining repositories have a networks.py and a utils.py; a hub network pickles."""
     (tmp_path / "networks.py").write_text("class PReNet: pass")
     (tmp_path / "utils.py").write_text("")
     (tmp_path / "main.py").write_text(f"""
-import networks, utils, pickle, torch
+import sys, pickle, torch
 network = torch.hub.load({str(ROOT)!r}, "dargnet", source="local", rain="light")
-assert network(torch.zeros(1, 3, 9, 7)).shape == (1, 3, 9, 7)
+assert not {{"networks", "utils", "derain", "cv2"}} & set(sys.modules)
 assert pickle.loads(pickle.dumps(network))(torch.zeros(1, 3, 9, 7)).shape == (1, 3, 9, 7)
 import networks, utils
 assert hasattr(networks, "PReNet")
@@ -54,26 +42,23 @@ assert hasattr(networks, "PReNet")
 
 @pytest.mark.parametrize(("rain", "name"), [("heavy", "Rain100H"), ("light", "Rain100L")])
 def test_hub_has_the_weights_for_each_rain(rain: str, name: str) -> None:
-    import hubconf
-
     expected = load_network(ROOT / "logs" / name / "net_latest.pth").state_dict()
-    assert all(torch.equal(value, expected[key]) for key, value in hubconf.dargnet(rain).state_dict().items())
+    found = hubconf.dargnet(rain).state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in found.items())
 
 
-def test_hub_takes_a_file_and_refuses_nonsense(weights: Path) -> None:
-    import hubconf
-
-    assert sum(p.numel() for p in hubconf.dargnet(weights=str(weights)).parameters()) < 10_000
-    with pytest.raises(ValueError, match="heavy"):
+def test_hub_takes_a_file_and_rejects_nonsense(weights: Path) -> None:
+    assert len(hubconf.dargnet(weights=str(weights)).groups) == 1
+    with pytest.raises(ValueError, match="heavy, light"):
         hubconf.dargnet(rain="snow")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("edited", [False, True])
-def test_the_exported_file_gives_the_same_images(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], edited: bool
+def test_the_onnx_file_gives_the_same_images(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edited: bool
 ) -> None:
-    """Run by ONNX Runtime itself, on an image of another size than export's example; nothing else is left behind."""
+    """Run by ONNX Runtime, on images of another number and size than the exporter's example."""
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package, reason="an extra requirement")
     runtime = pytest.importorskip("onnxruntime", reason="an extra requirement")
@@ -81,59 +66,55 @@ def test_the_exported_file_gives_the_same_images(
         monkeypatch.setattr(DualAttention, "forward", lambda self, x: x + self.spatial(x))
     out = tmp_path / "out" / "dargnet.onnx"
     export.export(export.Settings(logdir=weights, out=out))
-    assert "on 3 sizes" in capsys.readouterr().out
     assert [path.name for path in out.parent.iterdir()] == [out.name]
-    session = runtime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
-    rainy = torch.rand(3, 3, 21, 38, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        expected = load_network(weights)(rainy)
-    assert expected.std() > 100 * export.TOLERANCE  # so that a constant image would be noticed
-    (found,) = session.run(["derained"], {"rainy": rainy.numpy()})
-    assert (torch.from_numpy(found) - expected).abs().max() < export.TOLERANCE
+    session = runtime.InferenceSession(str(out))
+    network = load_network(weights)
+    for shape in ((3, 3, 21, 38), (1, 3, 5, 7)):
+        rainy = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            expected = network(rainy)
+        assert expected.std() > 0.01  # so that a constant image would be noticed
+        (found,) = session.run(["derained"], {"rainy": rainy.numpy()})
+        assert (torch.from_numpy(found) - expected).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".safetensors"])
-@pytest.mark.parametrize(("error", "said"), [(1e-3, "1.0e-03"), (float("nan"), "nan")])
-def test_a_wrong_export_is_not_kept(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, error: float, said: str
+@pytest.mark.slow
+def test_a_wrong_onnx_file_is_not_kept(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wrong on one of the three sizes is enough."""
-
-    def write(network: DARGNet, path: Path) -> Callable[[Tensor], Tensor]:
-        return lambda rainy: network(rainy) + (error if len(rainy) == 2 else 0)
-
-    monkeypatch.setattr(export, f"export_{suffix[1:]}", write)
-    out = tmp_path / "out" / f"dargnet{suffix}"
+    """Here the exporter gets another network than the one that is compared."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="an extra requirement")
+    monkeypatch.setattr(export, "optimize", lambda network: DARGNet(4, 1).eval())
+    out = tmp_path / "out" / "dargnet.onnx"
     out.parent.mkdir()
     out.write_bytes(b"older")
-    with pytest.raises(InputError, match=rf"dargnet{suffix}: differs from the network by {said}"):
+    with pytest.raises(InputError, match="differs"):
         export.export(export.Settings(logdir=weights, out=out))
     assert [path.read_bytes() for path in out.parent.iterdir()] == [b"older"]
 
 
-def test_safetensors(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    safetensors = pytest.importorskip("safetensors.torch", reason="an extra requirement")
-    export.export(export.Settings(logdir=weights, out=tmp_path / "net.safetensors"))
-    assert "at most 0.0e+00 from the network on 3 sizes" in capsys.readouterr().out
-    found, expected = safetensors.load_file(tmp_path / "net.safetensors"), load_network(weights).state_dict()
+def test_safetensors_load_again(weights: Path, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors.torch", reason="an extra requirement")
+    out = tmp_path / "net.safetensors"
+    export.export(export.Settings(logdir=weights, out=out))
+    found, expected = load_network(out).state_dict(), load_network(weights).state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_weights_that_safetensors_wrote_wrongly_are_noticed(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("package", ["onnxruntime", "onnxscript", "safetensors.torch"])
+def test_a_missing_package_is_named(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
-    safetensors = pytest.importorskip("safetensors.torch", reason="an extra requirement")
-    save = safetensors.save
-    monkeypatch.setattr(safetensors, "save", lambda state: save({name: 2 * value for name, value in state.items()}))
-    with pytest.raises(InputError, match="differs from the network"):
-        export.export(export.Settings(logdir=weights, out=tmp_path / "net.safetensors"))
-    assert not (tmp_path / "net.safetensors").exists()
-
-
-def test_what_cannot_be_exported(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="suffix"):
-        export.export(export.Settings(logdir=weights, out=tmp_path / "net.caffe"))
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    suffix = "safetensors" if package.startswith("safetensors") else "onnx"
+    monkeypatch.setitem(sys.modules, package, None)
+    out = tmp_path / f"net.{suffix}"
     with pytest.raises(InputError, match=r"requirements-extra\.txt"):
-        export.export(export.Settings(logdir=weights, out=tmp_path / "net.safetensors"))
+        export.export(export.Settings(logdir=weights, out=out))
+    assert not out.exists()
+
+
+def test_another_suffix_is_an_error(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"net\.caffe"):
+        export.export(export.Settings(logdir=weights, out=tmp_path / "net.caffe"))
