@@ -4,11 +4,7 @@ evaluate(EvalSettings(data_path="my_photos", save_path="out"))          # own im
 evaluate(EvalSettings(data_path="my/Rain12", save_path="out"), RAIN12)  # a test set
 """
 
-import csv
 import dataclasses
-import io
-import json
-import math
 import os
 import sys
 import time
@@ -16,14 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from derain import figure, page
 from derain.cli import check_folder, setting, text_to_paths
+from derain.figure import check_figure
 from derain.images import (
     DecodedImage,
     network_input,
@@ -33,25 +28,28 @@ from derain.images import (
     write_image,
 )
 from derain.inference import Loader, derain_image, open_network, parse_tile, weights_file
+from derain.page import write_page
 from derain.pairs import Pair, find_pairs, find_rainy, list_images, rainy_file, read_pair
+from derain.results import (
+    Result,
+    check_outputs,
+    draw_figure,
+    page_items,
+    record_sources,
+    write_tables,
+)
 from derain.sets import TestSet, identify_pairs
 from derain.synthesize import stand_in, synthetic_label
 from derain.video import KEPT_CONTAINERS, derain_video, is_video
 from networks import load_network
-from SSIM import PROTOCOL, image_metrics
+from SSIM import image_metrics
 from utils import (
     InputError,
     choose_device,
     choose_precision,
     environment,
     sha256_of,
-    write_atomically,
-    write_json,
 )
-
-Scores = dict[str, float | None]  # by metric
-METRICS = {"psnr_y": 3, "ssim_y": 4, "psnr_rgb": 3, "ssim_rgb": 4}  # with the digits in tables
-Input = Pair | Path  # a pair of a test set, or an image or film of one's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,45 +107,51 @@ def evaluate(
     network = open_network(weights, device, precision, load)
 
     inputs, label, folder = find_inputs(settings, test_set)
-    names = name_results(settings, folder, inputs)
+    results = plan_results(settings, folder, inputs)
     note(f"{label}: {len(inputs)} files, weights {weights}, {device} {precision}")
 
-    rows: list[dict[str, Any]] = []
+    done: list[Result] = []
     scores: list[Future] = []
     errors: list[str] = []
     # While the network derains an image, another thread scores the one before, as it was saved.
-    with ThreadPoolExecutor(1) as pool, tqdm(total=len(inputs), unit="file") as bar:
+    with ThreadPoolExecutor(1) as pool, tqdm(results, unit="file") as bar:
 
         def show_tiles(done: int, total: int) -> None:
-            bar.set_postfix_str(f"{name}, tile {done} of {total}")
+            bar.set_postfix_str(f"{result.name}, tile {done} of {total}")
 
         def derain(rgb: np.ndarray) -> np.ndarray:
             return derain_image(network, rgb, tile, settings.quantize, show_tiles)
 
-        for item, name in zip(inputs, names, strict=True):
-            bar.set_postfix_str(name)
-            source, milliseconds = rainy_file(item), None
+        for result in bar:
+            bar.set_postfix_str(result.name)
+            output = folder / result.name
             try:
-                if not (settings.skip_existing and is_newer(folder / name, source, weights)):
-                    milliseconds = derain_file(settings, item, folder, name, derain)
+                if not (settings.skip_existing and is_newer(output, result.source, weights)):
+                    result.milliseconds = derain_file(settings, folder, result, derain)
             except (InputError, ValueError) as error:
-                text = str(error) if isinstance(error, InputError) else f"{source}: {error}"
+                text = str(error) if isinstance(error, InputError) else f"{result.source}: {error}"
                 if test_set:  # a mean over the other images would pass for the set's
                     raise InputError(text) from error
                 errors.append(text)
                 note(f"skipped: {text}")
             else:
-                rows.append({"data_set": label, "image": name, "milliseconds": milliseconds})
-                scores.append(pool.submit(measure, item, folder / name))
-            bar.update()
-    for row, future in zip(rows, scores, strict=True):
-        row |= future.result()
+                done.append(result)
+                scores.append(pool.submit(measure, result.item, output))
+    for result, future in zip(done, scores, strict=True):
+        result.scores = future.result()
 
-    if rows and not settings.out:
+    images = [result for result in done if not is_video(result.source)]
+    if images and not settings.out:
         about = {"weights": {"path": weights, "sha256": checksum}, "errors": errors}
         about |= {"settings": dataclasses.asdict(settings), "environment": environment(device)}
-        report(settings, test_set, folder, dict(zip(names, inputs, strict=True)), rows, about)
-    print(f"{len(rows)} results in {settings.out or folder}")
+        table = write_tables(folder, label, test_set, images, about)
+        items = page_items(folder, images)
+        if settings.page:
+            write_page(folder, label, f"Weights {weights}.", table, items, "rainy", "derained")
+        if settings.figure is not None:
+            draw_figure(folder / "figure.png", settings.figure, settings.crop, items)
+        print(table)
+    print(f"{len(done)} results in {settings.out or folder}")
     if errors:
         raise InputError(f"{len(errors)} of {len(inputs)} files failed; see the lines above")
 
@@ -158,33 +162,34 @@ def note(text: str) -> None:
 
 
 def derain_file(
-    settings: EvalSettings, item: Input, folder: Path, name: str, derain: Callable
+    settings: EvalSettings, folder: Path, result: Result, derain: Callable
 ) -> float | None:
     """Derain an image or a film and write it; return the milliseconds that an image took.
 
     derain: (H, W, 3) uint8 or uint16 RGB -> the same.
     """
-    source = rainy_file(item)
-    if is_video(source):
+    output = folder / result.name
+    if is_video(result.source):
         film = (settings.codec, settings.crf, settings.start, settings.duration)
-        derain_video(source, folder / name, derain, *film)
+        derain_video(result.source, output, derain, *film)
         return None
-    rainy = DecodedImage(read_pair(item)[0]) if isinstance(item, Pair) else read_image(item)
+    paired = isinstance(result.item, Pair)
+    rainy = DecodedImage(read_pair(result.item)[0]) if paired else read_image(result.source)
     if rainy.frames > 1:
-        note(f"{source}: the first of {rainy.frames} frames or pages; the others are left out")
+        note(f"{result.source}: the first of {rainy.frames} frames or pages is taken")
     began = time.perf_counter()
     derained = derain(network_input(rainy))
-    if isinstance(item, Path):  # a test set's images are scored as the network made them
+    if not paired:  # a test set's images are scored as the network made them
         derained = network_output(rainy, derained).rgb
     milliseconds = round(1000 * (time.perf_counter() - began), 1)
-    write_image(folder / name, dataclasses.replace(rainy, rgb=derained), settings.quality)
+    write_image(output, dataclasses.replace(rainy, rgb=derained), settings.quality)
     if settings.show_rain:
-        rain = cv2.subtract(rainy.rgb, derained)  # clipped at 0
-        write_image(folder / "rain" / name, DecodedImage(rain, grey=rainy.grey), settings.quality)
+        rain = DecodedImage(cv2.subtract(rainy.rgb, derained), grey=rainy.grey)  # clipped at 0
+        write_image(folder / "rain" / result.name, rain, settings.quality)
     return milliseconds
 
 
-def measure(item: Input, output: Path) -> dict[str, float]:
+def measure(item: Pair | Path, output: Path) -> dict[str, float]:
     """Return the scores of a saved image and of its rainy input; none without a clean image."""
     if isinstance(item, Path):
         return {}
@@ -227,7 +232,9 @@ def check_settings(settings: EvalSettings, test_set: TestSet | None) -> None:
         raise InputError(f"--out {settings.out}: images are saved as .png, .jpg or .webp")
 
 
-def find_inputs(settings: EvalSettings, test_set: TestSet | None) -> tuple[list[Input], str, Path]:
+def find_inputs(
+    settings: EvalSettings, test_set: TestSet | None
+) -> tuple[list[Pair | Path], str, Path]:
     """Return the inputs, what tables call them, and the folder for their results."""
     name, rain = (test_set.name, test_set.rain) if test_set else ("real", "heavy")
     paths = settings.data_path
@@ -237,7 +244,7 @@ def find_inputs(settings: EvalSettings, test_set: TestSet | None) -> tuple[list[
         missing = f"datasets/test/{name} is missing (where to get it: datasets/README.md)"
         note(f"{missing}: using synthetic {rain} rain, whose scores are not those of {name}")
         paths = (stand_in(rain),)
-    inputs: list[Input] = []
+    inputs: list[Pair | Path] = []
     if test_set:
         inputs += find_pairs(paths[0], note, settings.clean_dir)
         label = label_of(test_set, paths[0], inputs)
@@ -284,6 +291,9 @@ def own_files(path: Path, recursive: bool, results: Path) -> list[Path]:
     if not recursive:
         if list_images(path) or not files:
             files += find_rainy(path)  # of a data set the rainy images alone
+        others = set(children).difference(files)
+        if others:
+            note(f"{path}: {len(others)} other files and folders are left out")
         return files
     files += list_images(path)
     for child in children:
@@ -292,175 +302,50 @@ def own_files(path: Path, recursive: bool, results: Path) -> list[Path]:
     return files
 
 
-def name_results(settings: EvalSettings, folder: Path, inputs: Sequence[Input]) -> list[str]:
-    """Return the names of the results in `folder`: their inputs' with a new suffix.
+def plan_results(
+    settings: EvalSettings, folder: Path, inputs: Sequence[Pair | Path]
+) -> list[Result]:
+    """Return the results to make, and record their inputs in sources.json.
 
-    Two inputs of one name get their folders' names or their suffixes added. sources.json keeps
-    which result is of which input, so that none replaces that of another input, in a later run
-    either; a test set's are replaced.
-
-    Raises InputError if the folder holds other files, or if a result would replace an input.
+    Raises InputError if a result would replace an input, the result of another one, or any file
+    that is no result.
     """
-    record = folder / "sources.json"
-    sources: dict[str, str] = {}
-    if record.exists():
-        sources = json.loads(record.read_text(encoding="utf-8"))
-    elif not settings.out and any(folder.glob("[!.]*")):
-        raise InputError(f"{folder}: holds files that are not results; choose another --save_path")
-    counts = Counter(name for item in inputs for name in possible_names(settings, item))
-    names = []
-    for item in inputs:
-        source = os.path.realpath(rainy_file(item))
-        for name in possible_names(settings, item):
-            free = name not in sources and not (folder / name).exists()
-            if counts[name] == 1 and (free or sources.get(name) == source):
-                break
-        sources[name] = source
-        names.append(name)
-    if settings.out:
-        names = [settings.out.name]
-    figure.check_figure(settings.figure, settings.crop, names)
-
-    written = [folder / name for name in (*names, "figure.png")]
+    results = []
+    for item, name in zip(inputs, result_names(settings, inputs), strict=True):
+        results.append(Result(name, item))
+    check_figure(settings.figure, settings.crop, [result.name for result in results])
+    outputs = [folder / result.name for result in results]
     if settings.show_rain:
-        written += [folder / "rain" / name for name in names]
-    taken = {os.path.realpath(rainy_file(item)).casefold() for item in inputs}
-    taken |= {os.path.realpath(item.clean).casefold() for item in inputs if isinstance(item, Pair)}
-    for path in written:
-        place = os.path.realpath(path).casefold()
-        if place in taken:
-            raise InputError(f"{path}: is an input or another result; choose another --save_path")
-        taken.add(place)
+        outputs += [folder / "rain" / result.name for result in results]
+    if settings.figure is not None:
+        outputs.append(folder / "figure.png")
+    check_outputs(outputs, inputs)
     if not settings.out:
-        write_json(record, sources)
+        record_sources(folder, results)
+    return results
+
+
+def result_names(settings: EvalSettings, inputs: Sequence[Pair | Path]) -> list[str]:
+    """Return the names of the results: those of the inputs, with new suffixes.
+
+    If names repeat, and with --recursive, results keep their inputs' folders; if names repeat even
+    so, they keep the suffixes, too (a.jpg.png).
+    """
+    if settings.out:
+        return [settings.out.name]
+    files = [Path(os.path.normpath(rainy_file(item).absolute())) for item in inputs]
+    folders = [path.absolute() for path in settings.data_path if path.is_dir()]
+    root = os.path.commonpath([*map(os.path.normpath, folders), *(file.parent for file in files)])
+    stems = [file.stem for file in files]
+    if settings.recursive or len({stem.casefold() for stem in stems}) < len(stems):
+        stems = [file.relative_to(root).with_suffix("").as_posix() for file in files]
+    counts = Counter(stem.casefold() for stem in stems)
+    names = []
+    for stem, file in zip(stems, files, strict=True):
+        if counts[stem.casefold()] > 1:
+            stem += file.suffix
+        ending = f".{settings.format}"
+        if is_video(file):
+            ending = file.suffix if file.suffix.lower() in KEPT_CONTAINERS else ".mp4"
+        names.append(f"{stem}{settings.suffix}{ending}")
     return names
-
-
-def possible_names(settings: EvalSettings, item: Input) -> list[str]:
-    """Return names for the result of an input, the simplest first."""
-    path = rainy_file(item)
-    if isinstance(item, Pair):
-        return [f"{path.stem}.png"]
-    place = Path()
-    for folder in settings.data_path:
-        if settings.recursive and folder in path.parents:
-            place = path.parent.relative_to(folder)
-    ending = f".{settings.format}"
-    if is_video(path):
-        ending = path.suffix if path.suffix.lower() in KEPT_CONTAINERS else ".mp4"
-    parts = path.parent.resolve().parts
-    stems = (path.stem, f"{parts[-1]}_{path.stem}", path.name, "_".join((*parts[1:], path.name)))
-    return [(place / f"{stem}{settings.suffix}{ending}").as_posix() for stem in stems]
-
-
-# ---------------------------------------------------------------- reports
-
-
-def report(
-    settings: EvalSettings,
-    test_set: TestSet | None,
-    folder: Path,
-    inputs: dict[str, Input],
-    rows: list[dict[str, Any]],
-    about: dict[str, Any],
-) -> None:
-    """Write results.csv, results.json, index.html and figure.png; print the table of means.
-
-    inputs: by the names of their results. about: for results.json, besides the scores.
-    """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(folder / "results.csv", text.getvalue())
-
-    label, means, table = rows[0]["data_set"], {}, ""
-    if test_set:
-        numbers = [inputs[row["image"]].number for row in rows]
-        means = table_of_means(test_set, label, numbers, rows)
-        table = f"{label}, {len(rows)} pairs ({PROTOCOL})\n{as_text(means)}\n"
-        about["protocol"] = PROTOCOL
-        equal = sum(math.isinf(row["psnr_y"]) for row in rows)
-        if equal:
-            table += f"{equal} images equal their clean ones; PSNR is the mean over the others\n"
-    about["data_set"] = {"name": label, "images": len(rows)}
-    write_json(folder / "results.json", {**about, "means": means})
-    items = []
-    for row in rows:
-        if not is_video(folder / row["image"]):
-            items.append(page_item(inputs[row["image"]], folder, row))
-    if settings.page and items:
-        subtitle = f"{len(items)} images, weights {about['weights']['path']}."
-        page.write_page(folder, label, subtitle, table, items, "rainy", "derained")
-    if settings.figure is not None and items:
-        draw_figure(folder / "figure.png", settings.figure, settings.crop, items)
-    if table:
-        print(table)
-
-
-def draw_figure(
-    path: Path, names: Sequence[str], crop: Sequence[int] | None, items: Sequence[page.Item]
-) -> None:
-    """Draw the images that --figure names, or those of largest, median and smallest gain."""
-    by_name = {item.name: item for item in items}
-    gains = {item.name: item.gain("rainy", "derained") for item in items if item.scores}
-    rows = []
-    for name in figure.choose_images(list(by_name), names, gains):
-        images = {version: read_rgb(file) for version, file in by_name[name].files.items()}
-        clean = images.pop("clean", None)
-        title = f"{name}, {gains[name]:+.2f} dB" if name in gains else name
-        rows.append(figure.Row(title, images, clean))
-    figure.write_figure(path, rows, crop)
-
-
-def page_item(item: Input, folder: Path, row: dict[str, Any]) -> page.Item:
-    """Return what the page shows of an image."""
-    files = {"rainy": rainy_file(item), "derained": folder / row["image"]}
-    if isinstance(item, Path):
-        return page.Item(row["image"], files)
-    files["clean"] = item.clean
-    rainy = (row["input_psnr_y"], row["input_ssim_y"])
-    derained = (row["psnr_y"], row["ssim_y"])
-    return page.Item(row["image"], files, {"rainy": rainy, "derained": derained})
-
-
-def table_of_means(
-    test_set: TestSet, label: str, numbers: Sequence[int | None], rows: Sequence[dict[str, Any]]
-) -> dict[str, Scores]:
-    """Return mean scores by line: rainy input, this run, its unseen images, the authors' images.
-
-    numbers: those of the images. Only the whole test set is compared with its authors' scores.
-    """
-    if label != test_set.name:
-        return {f"rainy input ({label})": mean(rows, "input_"), f"this run ({label})": mean(rows)}
-    lines = {"rainy input": mean(rows, "input_"), "this run": mean(rows)}
-    pairs = zip(numbers, rows, strict=True)
-    unseen = [row for number, row in pairs if number in test_set.unseen]
-    if unseen:
-        lines[f"this run, {len(unseen)} images RainTrainL lacks"] = mean(unseen)
-    if test_set.reference:
-        lines["authors' released images"] = dict(zip(METRICS, test_set.reference, strict=False))
-    return lines
-
-
-def mean(rows: Sequence[dict[str, Any]], prefix: str = "") -> Scores:
-    """Return the mean of each metric, without infinite PSNRs of images equal to the clean ones."""
-    means: Scores = {}
-    for metric in METRICS:
-        values = [row[prefix + metric] for row in rows]
-        finite = [value for value in values if math.isfinite(value)]
-        means[metric] = float(np.mean(finite or values))
-    return means
-
-
-def as_text(means: dict[str, Scores]) -> str:
-    """Return mean scores as a table for the terminal."""
-    width = max(map(len, means))
-    lines = [" " * width + "".join(f"{metric.upper():>10}" for metric in METRICS)]
-    for name, scores in means.items():
-        line = f"{name:<{width}}"
-        for metric, digits in METRICS.items():
-            score = scores.get(metric)
-            line += f"{'-':>10}" if score is None else f"{score:>10.{digits}f}"
-        lines.append(line)
-    return "\n".join(lines)
