@@ -1,264 +1,292 @@
-"""Score the images of any methods against a test set, and compare the methods image by image.
+"""Score the results of any methods against a test set, and compare them image by image.
 
     python -m derain.score --set Rain100L PReNet=outputs/prenet ours=results/Rain100L
-    python -m derain.score --set Rain100H,Rain100L,Rain12 PReNet=outputs/prenet ours=results --format latex
+    python -m derain.score --set Rain100L PReNet=outputs/prenet ours=results/Rain100L --format latex
     python -m derain.score --clean_dir my/gt --rainy_dir my/in mine=my/out
 
-Images are matched by the numbers in their names. With several sets, each method's folder has a subfolder named after
-each. Differences are from the first method; read them together with their standard errors, because images differ so
-much that 0.05 dB between two methods is mostly chance.
+Results are matched to the rainy images by the part that their names share. Differences are from the
+first method, with their standard errors: less than two standard errors may be chance.
 """
 
-import dataclasses
-import itertools
-import os
-import re
+import csv
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
+from tqdm import tqdm
 
 from derain import figure, page
 from derain.cli import check_folder, run_script, setting
 from derain.images import read_rgb
-from derain.names import match_names
-from derain.pairs import Pair, find_pairs, list_images
-from derain.score_tables import FORMATS, INPUT, Row, Scored, Target, tables
-from derain.scores import PROTOCOLS, score
-from derain.sets import TEST_SETS, identify_pairs
+from derain.pairs import Pair, find_pairs, list_images, match_names
+from derain.sets import DARGNET, PUBLISHED, TEST_SETS, identify_pairs
 from derain.synthesize import synthetic_label
+from SSIM import WINDOW, check_pair, psnr, psnr_rgb, psnr_y, ssim, ssim_rgb, ssim_y
 from utils import InputError
 
+PROTOCOLS = {
+    "prenet": "Y, not rounded; SSIM down-sampled from 384 pixels on (PReNet, DARGNet)",
+    "rounded": "Y rounded to integers (MPRNet, Restormer)",
+    "full_range": "0.299 R + 0.587 G + 0.114 B (PSNR: piq with convert_to_greyscale)",
+    "rgb": "RGB (scikit-image with Gaussian weights and biased moments; piq with downsample=False)",
+}
+MOST_LACKING = 8  # pixels, with --common_size
+LATEX = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+LATEX |= {"±": r"$\pm$"} | {character: f"\\{character}" for character in "_%&#${}"}
+Scores = Mapping[str, np.ndarray]  # by method: (images, 2), PSNR in dB and SSIM
+Files = Mapping[str, list[Path]]  # clean, rainy and each method: images in the pairs' order
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclass(frozen=True)
 class Settings:
     """The command line."""
 
-    methods: tuple[str, ...] = setting((), "folders of derained images, each as NAME=FOLDER", positional=True)
-    set: str | None = setting(
-        None, "Rain100H, Rain100L, Rain12 (in datasets/test), or several with commas; or a folder of pairs"
-    )
+    methods: tuple[str, ...] = setting((), "result folders, each as NAME=FOLDER", positional=True)
+    set: str | None = setting(None, "Rain100H, Rain100L or Rain12, or a folder of pairs")
     clean_dir: Path | None = setting(None, "instead of --set: the folder of clean images")
-    rainy_dir: Path | None = setting(None, "with --clean_dir: the folder of rainy images, for the scores of the input")
-    protocol: str = setting("prenet", "how papers score; see derain/scores.py", (*PROTOCOLS, "all"))
-    partial: bool = setting(False, "score methods that lack some images too, on those that all methods have")
-    figure: tuple[str, ...] | None = setting(
-        None, "draw the methods side by side: images by name, or without names those where the methods differ most"
-    )
-    crop: tuple[int, ...] | None = setting(None, "X Y SIZE: left, top, width (pixels) of the enlarged crop")
-    errors: bool = setting(False, "in the figure, show under each crop how it differs from the clean image")
-    page: bool = setting(False, "write index.html, every image with a slider between any two methods")
-    out: Path = setting(Path("results/methods"), "folder for figure and page; with several sets, one below it for each")
-    format: str = setting("markdown", "of the tables; csv and json have every image", tuple(FORMATS))
+    rainy_dir: Path | None = setting(None, "with --clean_dir: the folder of rainy images")
+    protocol: str = setting("prenet", "how papers score", (*PROTOCOLS, "all"))
+    crop_border: int = setting(0, "pixels to leave out at each side")
+    common_size: bool = setting(False, "accept results that lack up to 8 pixels right and below")
+    format: str = setting("markdown", "csv lists every image", ("markdown", "latex", "csv"))
+    figure: tuple[str, ...] | None = setting(None, "draw figure.png and .pdf of images by name")
+    crop: tuple[int, ...] | None = setting(None, "X Y SIZE: pixels that the figure enlarges")
+    errors: bool = setting(False, "in the figure, show the error below each crop")
+    page: bool = setting(False, "write index.html, with a slider between any two methods")
+    out: Path = setting(Path("results/methods"), "folder of figure and page")
 
 
-def score_methods(settings: Settings) -> None:
-    """Match, measure, and print the tables."""
-    if settings.figure is not None and settings.clean_dir and not settings.rainy_dir:
-        raise InputError("--figure: shows the rainy images too; add --rainy_dir")
-    if settings.errors and settings.figure is None:
-        raise InputError("--errors: is a part of the figure; add --figure")
+def score(derained: np.ndarray, clean: np.ndarray, protocol: str = "prenet") -> tuple[float, float]:
+    """Return PSNR in dB and SSIM under one of PROTOCOLS; PSNR is infinite for equal images.
+
+    Both (H, W, 3) uint8 RGB of one size, at least 11x11. Raises ValueError for others.
+    """
+    check_pair(derained, clean)
+    if protocol == "prenet":
+        return psnr_y(derained, clean), ssim_y(derained, clean)
+    if protocol == "rgb":
+        return psnr_rgb(derained, clean), ssim_rgb(derained, clean)
+    channels = []
+    for image in (derained.astype(np.int64), clean.astype(np.int64)):
+        if protocol == "full_range":
+            channels.append(image @ np.array([0.299, 0.587, 0.114]))
+        else:  # in integers, so that halves are rounded up as in MATLAB
+            thousandths = image @ np.array([65481, 128553, 24966])
+            channels.append((thousandths + 127_500) // 255_000 + 16.0)
+    first, second = channels
+    return psnr(first, second, peak=255), ssim(first, second)
+
+
+def compare(settings: Settings) -> None:
+    """Match the images, score them and print the tables; draw the figure and write the page."""
+    label, pairs = find_set(settings)
+    if not pairs:
+        raise InputError(f"{settings.clean_dir}: holds no image")
+    names = [pair.rainy.name for pair in pairs]
+    figure.check_figure(settings.figure, settings.crop, names)
     if settings.page or settings.figure is not None:
         check_folder(settings.out, "--out")
-    targets = find_targets(settings)
-    for target in targets:
-        shown = [pair.rainy.name for pair in target.pairs]
-        figure.check_figure(settings.figure, settings.crop, shown)
-    methods = [named_folder(text) for text in settings.methods]
-    names = [name for name, _ in methods]
-    if taken := {INPUT, "rainy", "clean"} & set(names):
-        raise InputError(f"{taken.pop()}: is the name of a column; give the method another one, as NAME=FOLDER")
-    if len(set(names)) < len(names):
-        raise InputError(f"{', '.join(names)}: two methods of one name; name them NAME=FOLDER")
+    files = find_methods(settings, pairs)
     protocols = list(PROTOCOLS) if settings.protocol == "all" else [settings.protocol]
-    results = []
-    for target in targets:
-        outputs: dict[str, dict[str, Path]] = {}
-        for name, folder in methods:
-            found, sentence = match(target, folder if len(targets) == 1 else subfolder(folder, target.folder))
-            say(f"{name}: {sentence}")
-            missing = [pair.rainy.name for pair in target.pairs if pair.rainy.name not in found]
-            if missing and not settings.partial:
-                say(f"{name}: left out of {target.label}: no image for {listed(missing)}; --partial scores the others")
-            elif found:
-                outputs[name] = found
-        if not outputs:
-            raise InputError(f"{target.label}: no method has all images; --partial scores those that are there")
-        results.append((target, measure(target, outputs, protocols)))
-    print(FORMATS[settings.format](results, protocols, names))
-    for target, scored in results:
-        folder = settings.out if len(results) == 1 else settings.out / target.folder
-        if settings.figure is not None:
-            rows = figure_rows(target, scored, protocols[0], settings.figure)
-            for name in ("figure.png", "figure.pdf"):
-                figure.write_figure(folder / name, rows, settings.crop, settings.errors)
-                say(f"{folder / name}: drawn")
-        if settings.page:
-            write_page(folder, target, scored, protocols[0])
-            say(f"{folder / 'index.html'}: written")
+    rows = [("protocol", "method", "image", "psnr", "ssim")]
+    for i, name in enumerate(tqdm(names, label, leave=False, disable=None)):
+        images = read_scene(files, i, settings.crop_border)
+        clean = images.pop("clean")
+        for protocol in protocols:
+            for method, image in images.items():
+                rows.append((protocol, method, name, *score(image, clean, protocol)))
+    if settings.format == "csv":
+        csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+    for protocol in protocols:
+        scores = {}
+        for method in images:
+            scores[method] = np.array([row[3:] for row in rows if row[:2] == (protocol, method)])
+        text = table(settings, label, protocol, scores)
+        if settings.format != "csv":
+            print(text, end="\n\n")
+        if protocol == protocols[0]:
+            show(settings, label, text, names, files, scores)
 
 
-def say(line: str) -> None:
-    """Print what is not part of the tables."""
-    print(line, file=sys.stderr, flush=True)
-
-
-# ---------------------------------------------------------------- what is scored
-
-
-def named_folder(text: str) -> tuple[str, Path]:
-    """Return name and folder of NAME=FOLDER or of FOLDER; an existing folder may have = in its own name."""
-    name, equals, folder = text.partition("=")
-    path = Path(folder) if equals and not Path(text).exists() else Path(text)
-    if equals and path != Path(text) and not (name.strip() and folder.strip()):
-        raise InputError(f"{text!r}: name each method's images as NAME=FOLDER")
-    if not path.is_dir():
-        raise InputError(f"{path}: no such folder; name each method's images as NAME=FOLDER")
-    return (name, path) if path != Path(text) else (path.resolve().name, path)
-
-
-def subfolder(folder: Path, name: str) -> Path:
-    """Return a method's folder for one of several sets."""
-    if not (folder / name).is_dir():
-        raise InputError(f"{folder}: has no folder {name}; with several sets each has a folder of its name there")
-    return folder / name
-
-
-def find_targets(settings: Settings) -> list[Target]:
-    """Return the sets to score against. Raises InputError if the settings name none, or one that is not there."""
+def find_set(settings: Settings) -> tuple[str, list[Pair]]:
+    """Return a set's label and its pairs; without rainy images the clean ones take their place."""
     if (settings.set is None) == (settings.clean_dir is None):
         raise InputError("give either --set or --clean_dir: the images to score against")
-    if settings.rainy_dir and not settings.clean_dir:
-        raise InputError(f"--rainy_dir {settings.rainy_dir}: goes with --clean_dir, not with --set")
-    if settings.clean_dir:
-        if settings.rainy_dir:
-            pairs = find_pairs(settings.rainy_dir, say, settings.clean_dir)
-        else:
-            pairs = [Pair(path, path) for path in list_images(settings.clean_dir)]
-        return [Target(settings.clean_dir.resolve().name, "", pairs)]
-    targets: list[Target] = []
-    for name in str(settings.set).split(","):
-        folder = Path("datasets/test") / name if name in TEST_SETS else Path(name)
-        pairs = find_pairs(folder, say)
-        label = synthetic_label(pairs[0].rainy.parent) or identify_pairs(pairs).label
-        if label.endswith("of no known set"):
-            label = folder.resolve().name
-        if any(target.folder == folder.resolve().name for target in targets):
-            raise InputError(f"{folder}: two sets in folders of one name; score them in two calls")
-        targets.append(Target(label, folder.resolve().name, pairs, TEST_SETS.get(label)))
-    return targets
+    if settings.clean_dir and not settings.rainy_dir:
+        if settings.figure is not None:
+            raise InputError("--figure: shows the rainy images, too; add --rainy_dir")
+        images = list_images(settings.clean_dir)
+        return settings.clean_dir.resolve().name, [Pair(path, path) for path in images]
+    folder = settings.rainy_dir or Path(str(settings.set))
+    if settings.set in TEST_SETS:
+        folder = Path("datasets/test") / settings.set
+    pairs = find_pairs(folder, note, settings.clean_dir)
+    identity = identify_pairs(pairs)
+    label = synthetic_label(pairs[0].rainy.parent)
+    if not label and identity.name:
+        label = identity.label
+    return label or folder.resolve().name, pairs
 
 
-def match(target: Target, folder: Path) -> tuple[dict[str, Path], str]:
-    """Return a method's image of each rainy image's name, and a sentence that says how they were matched.
+def find_methods(settings: Settings, pairs: Sequence[Pair]) -> Files:
+    """Return the images; a method that can't be scored is left out with a line.
 
-    Raises InputError if two images fit one place.
+    Raises InputError if none is left.
     """
+    files = {"clean": [pair.clean for pair in pairs]}
+    if settings.set or settings.rainy_dir:
+        files["rainy"] = [pair.rainy for pair in pairs]
+    for text in settings.methods:
+        name, _, folder = text.rpartition("=")
+        name = name or Path(folder).resolve().name
+        if not folder or name in ("rainy", *files):
+            raise InputError(f"{text}: give each folder a name of its own, as NAME=FOLDER")
+        try:
+            files[name] = find_results(Path(folder), pairs, settings.common_size)
+        except InputError as error:
+            note(f"{name} is left out: {error}")
+    if [*files][-1] in ("clean", "rainy"):
+        raise InputError("no method to score: give result folders that fit, as NAME=FOLDER")
+    return files
+
+
+def find_results(folder: Path, pairs: Sequence[Pair], common_size: bool) -> list[Path]:
+    """Return a method's image of each pair.
+
+    Raises InputError if one is missing, has another size or shows another scene.
+    """
+    found: dict[Path, Path] = {}
     images = list_images(folder)
-    found: dict[str, Path] = {}
-    for path, rainy in match_names(images, [pair.rainy for pair in target.pairs]).items():
-        other = found.setdefault(rainy.name, path)
-        if other is not path:
-            raise InputError(f"{other} and {path}: two images for one place of {target.label}; remove one")
-    if not found:
-        example = target.pairs[0].rainy.name
-        return {}, f"no image of {folder} has a name like those of {target.label}, such as {example}"
-    name, path = next(iter(found.items()))
-    others = f"; {len(images) - len(found)} others left out" if len(images) > len(found) else ""
-    return found, f"{len(found)} images of {folder} matched, such as {path.name} to {name}{others}"
-
-
-# ---------------------------------------------------------------- measuring
-
-
-def measure(target: Target, outputs: dict[str, dict[str, Path]], protocols: Sequence[str]) -> list[Scored]:
-    """Score the images that all methods have; the rainy input comes first, if it is known.
-
-    Raises InputError if an output differs in size from its clean image.
-    """
-    pairs = [pair for pair in target.pairs if all(pair.rainy.name in found for found in outputs.values())]
-    if not pairs:
-        raise InputError(f"{target.label}: no image that all methods have")
-    if pairs[0].rainy != pairs[0].clean:
-        outputs = {INPUT: {pair.rainy.name: pair.rainy for pair in pairs}, **outputs}
-    scored = {name: Scored(name, {}, found) for name, found in outputs.items()}
-
-    def scores_of(pair: Pair) -> dict[str, Row]:
-        clean = read_rgb(pair.clean)
-        rows = {}
-        for name, found in outputs.items():
-            image = read_rgb(found[pair.rainy.name])
-            if image.shape != clean.shape:
-                sizes = " and ".join(f"{i.shape[1]}x{i.shape[0]}" for i in (image, clean))
-                raise InputError(
-                    f"{found[pair.rainy.name]} and {pair.clean} differ in size ({sizes}); score outputs of cropped copies "
-                    "against the copies' clean images (--clean_dir)"
-                )
-            try:
-                rows[name] = {protocol: score(image, clean, protocol) for protocol in protocols}
-            except ValueError as error:
-                raise InputError(f"{found[pair.rainy.name]}: {error}") from error
-        return rows
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for i, (pair, rows) in enumerate(zip(pairs, pool.map(scores_of, pairs), strict=True), 1):
-            for name, row in rows.items():
-                scored[name].rows[pair.rainy.name] = row
-            if i % 50 == 0 or i == len(pairs):
-                say(f"{target.label}: {i}/{len(pairs)}")
-    return list(scored.values())
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return up to eight names, and how many there are."""
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} others" if len(names) > 8 else "")
-
-
-# ---------------------------------------------------------------- figure and page
-
-
-def figure_rows(
-    target: Target, scored: list[Scored], protocol: str, names: Sequence[str]
-) -> list[figure.Row]:
-    """Return the rows of a figure: the images in `names`, or those of largest, median and smallest gain.
-
-    The gain is that of the last method over the first, or over the rainy input.
-    """
-    methods = [method for method in scored if method.name != INPUT]
-    first, last = scored[min(1, len(methods) - 1)], methods[-1]
-    pairs = {pair.rainy.name: pair for pair in target.pairs if pair.rainy.name in last.rows}
-    gains = {
-        name: last.rows[pair.rainy.name][protocol][0] - first.rows[pair.rainy.name][protocol][0]
-        for name, pair in pairs.items()
-    }
-    rows = []
-    for name in figure.choose_images(list(pairs), names, gains):
-        pair = pairs[name]
-        images = {method.name: read_rgb(method.files[pair.rainy.name]) for method in methods}
-        title = f"{name}, {gains[name]:+.2f} dB"
-        rows.append(figure.Row(title, {"rainy": read_rgb(pair.rainy), **images}, read_rgb(pair.clean)))
-    return rows
-
-
-def write_page(folder: Path, target: Target, scored: list[Scored], protocol: str) -> None:
-    """Write index.html: scores under one protocol, and every image in the versions of all methods."""
-    methods = [method for method in scored if method.name != INPUT]
-    pairs = [pair for pair in target.pairs if pair.rainy.name in scored[0].rows]
-    rainy = scored[0].name == INPUT
-    items = []
+    for path, rainy in match_names(images, [pair.rainy for pair in pairs]).items():
+        if rainy in found:
+            raise InputError(f"{found[rainy]} and {path} are both for {rainy.name}; remove one")
+        found[rainy] = path
     for pair in pairs:
-        name = pair.rainy.name
-        files = {"rainy": pair.rainy} if rainy else {}
-        files |= {method.name: method.files[name] for method in methods}
-        rows = {"rainy" if m.name == INPUT else m.name: m.rows[name][protocol] for m in scored}
-        items.append(page.Item(name, files | {"clean": pair.clean}, rows))
-    table = tables([(target, scored)], [protocol], [method.name for method in methods], "markdown")
-    compared = ["rainy" if rainy else "clean", *(method.name for method in methods)][:3][-2:]
-    page.write_page(folder, target.label, f"{len(pairs)} images.", table, items, *compared)
+        if pair.rainy not in found:
+            raise InputError(f"{folder}: has no image for {pair.rainy.name}; add it")
+        path, image, clean = found[pair.rainy], read_rgb(found[pair.rainy]), read_rgb(pair.clean)
+        lacking = np.subtract(clean.shape, image.shape)
+        if lacking.min() < 0 or lacking.max() > MOST_LACKING * common_size:
+            sizes = f"{image.shape[1]}x{image.shape[0]}, not {clean.shape[1]}x{clean.shape[0]}"
+            raise InputError(f"{path}: is {sizes} pixels; see --common_size and --clean_dir")
+        if not look_alike(image, clean):
+            raise InputError(f"{path}: does not show {pair.clean}; rename it")
+    files = [found[pair.rainy] for pair in pairs]
+    others = len(images) - len(files)
+    note(f"{files[0]} is scored against {pairs[0].clean}, and so on; {others} others are left out")
+    return files
+
+
+def look_alike(image: np.ndarray, clean: np.ndarray) -> bool:
+    """Return whether the thumbnails of two images correlate, as they do even in heavy rain."""
+    thumbnails = []
+    for pixels in (image, clean):
+        small = cv2.resize(pixels.mean(axis=2), (16, 16), interpolation=cv2.INTER_AREA)
+        thumbnails.append(small - small.mean())
+    contrasts = [np.linalg.norm(thumbnail) for thumbnail in thumbnails]
+    return np.vdot(*thumbnails) >= 0.5 * np.prod(contrasts)
+
+
+def read_scene(files: Files, i: int, border: int) -> dict[str, np.ndarray]:
+    """Return the images of pair i, cut to what all have, without `border` pixels at each side."""
+    images = {name: read_rgb(paths[i]) for name, paths in files.items()}
+    height, width, _ = np.min([image.shape for image in images.values()], axis=0) - border
+    if border < 0 or min(height, width) < border + WINDOW:
+        raise InputError(f"--crop_border {border}: leaves too little of {files['clean'][i]}")
+    return {name: image[border:height, border:width] for name, image in images.items()}
+
+
+def table(settings: Settings, label: str, protocol: str, scores: Scores) -> str:
+    """Return the table of one protocol: means, differences from the first method, known scores."""
+    methods = [name for name in scores if name != "rainy"]
+    first = scores[methods[0]]
+    # Means of PSNR are over the images that no method restored perfectly.
+    finite = np.isfinite(np.stack(list(scores.values()))[..., 0]).all(axis=0)
+    lines = [["", "PSNR", "SSIM", f"PSNR - {methods[0]}", f"SSIM - {methods[0]}", "PSNR better"]]
+    notes = [f"{label}, {len(first)} images: {PROTOCOLS[protocol]}"]
+    if settings.crop_border:
+        notes.append(f"Without {settings.crop_border} pixels at each side.")
+    if settings.common_size:
+        notes.append("Each image is scored on the part that all methods have.")
+    for name, values in scores.items():
+        psnr, ssim = values.T
+        compared = psnr[finite] if finite.any() else psnr
+        line = [name, f"{compared.mean():.3f}", f"{ssim.mean():.4f}", "", "", ""]
+        if name in methods[1:]:
+            line[3] = difference(psnr, first[:, 0], 3)
+            line[4] = difference(ssim, first[:, 1], 5)
+            line[5] = f"{np.sum(psnr > first[:, 0])} of {len(psnr)}"
+        lines.append(line)
+        if np.isinf(psnr).any():
+            count = np.isinf(psnr).sum()
+            notes.append(f"{name}: {count} images equal the clean ones; PSNR leaves them out.")
+    is_published = protocol == "prenet" and not settings.crop_border and not settings.common_size
+    if is_published and label in TEST_SETS:
+        for method in (*PUBLISHED, DARGNET):
+            psnr, ssim = method.scores[label]
+            name = f"{method.name} ({method.source})"
+            lines.append([name, f"{psnr:.2f}", f"{ssim:.3f}", "", "", ""])
+    if len(methods) == 1:
+        lines = [line[:3] for line in lines]
+    return render(lines, notes, settings.format == "latex")
+
+
+def difference(values: np.ndarray, others: np.ndarray, digits: int) -> str:
+    """Return the mean difference over the images and its standard error."""
+    finite = np.isfinite(values) & np.isfinite(others)
+    by_image = values[finite] - others[finite]
+    if len(by_image) < 2:
+        return "-"
+    error = by_image.std(ddof=1) / len(by_image) ** 0.5
+    return f"{by_image.mean():+.{digits}f} ± {error:.{digits}f}"
+
+
+def render(lines: Sequence[Sequence[str]], notes: Sequence[str], latex: bool) -> str:
+    """Return a table in Markdown, or in LaTeX for the package booktabs."""
+    if not latex:
+        lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+        rows = [" | ".join(cell.replace("|", r"\|") for cell in line) for line in lines]
+        return "\n".join([*notes, "", *(f"| {row} |" for row in rows)])
+    escapes = str.maketrans(LATEX)
+    rows = [" & ".join(cell.translate(escapes) for cell in line) + r" \\" for line in lines]
+    begin = r"\begin{tabular}{l" + "r" * (len(lines[0]) - 1) + "}"
+    body = [r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([*(f"% {text}" for text in notes), begin, *body])
+
+
+def show(
+    settings: Settings, label: str, text: str, names: Sequence[str], files: Files, scores: Scores
+) -> None:
+    """Write the page and draw the figure; gains are the last method's over the one before."""
+    left, right = list(files)[-2:]
+    items = []
+    for i, name in enumerate(names):
+        versions = {version: paths[i] for version, paths in files.items()}
+        of_image = {method: tuple(values[i]) for method, values in scores.items()}
+        items.append(page.Item(name, versions, of_image))
+    if settings.page:
+        page.write_page(settings.out, label, f"{len(names)} images.", text, items, left, right)
+        note(f"{settings.out / 'index.html'}: written")
+    if settings.figure is None:
+        return
+    gains = {item.name: item.gain(left, right) for item in items}
+    rows = []
+    for name in figure.choose_images(names, settings.figure, gains):
+        images = read_scene(files, names.index(name), settings.crop_border)
+        clean = images.pop("clean")
+        rows.append(figure.Row(f"{name}, {gains[name]:+.2f} dB", images, clean))
+    for path in (settings.out / "figure.png", settings.out / "figure.pdf"):
+        figure.write_figure(path, rows, settings.crop, settings.errors)
+        note(f"{path}: written")
+
+
+def note(line: str) -> None:
+    """Print a line that is not part of a table."""
+    print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":
-    run_script(score_methods, Settings(), __doc__)
+    run_script(compare, Settings(), __doc__)

@@ -77,12 +77,6 @@ def test_every_score_is_below_the_image_that_has_it(svg: str) -> None:
     assert place["rainy"] < place["mine"] < place["clean"] < place["removed rain (x3)"]
 
 
-def test_a_pdf_has_its_text_as_text(tmp_path: Path) -> None:
-    write_figure(tmp_path / "f.pdf", [row(1)])
-    content = (tmp_path / "f.pdf").read_bytes()
-    assert content.startswith(b"%PDF") and b"/FontFile2" in content  # an embedded TrueType font
-
-
 def test_the_png_has_the_images_from_left_to_right(tmp_path: Path) -> None:
     colours = {"rainy": (200, 10, 10), "a": (10, 200, 10), "b": (10, 10, 200), "clean": (9, 90, 90)}
     images = {name: np.full((90, 120, 3), c, np.uint8) for name, c in colours.items()}

@@ -1,4 +1,4 @@
-"""The plot of validation PSNR: which lines of a log count, and that it is drawn."""
+"""benchmarks.plot: the lines of a log that count, and the plot."""
 
 from __future__ import annotations
 
@@ -17,24 +17,22 @@ def write_log(folder: Path, *lines: dict) -> Path:
     return folder
 
 
-def at(minutes: float, psnr: float) -> dict:
+def validation(minutes: float, psnr: float) -> dict:
     return {"validation": 20, "step": 1, "minutes": minutes, "psnr_y": psnr}
 
 
-def test_what_counts(tmp_path: Path) -> None:
-    """An earlier run in the folder, then one that was interrupted after two minutes and resumed."""
-    lines = [{"begin": 0}, at(1, 20.0), {"begin": 0}, at(1, 30.0), {"loss": 0.1}, at(2, 31.0), {"begin": 10}, at(3, 32)]
-    assert validation_curve(write_log(tmp_path / "run", *lines)) == ([1, 2, 5], [30.0, 31.0, 32])
-
-
-def test_no_log_no_plot(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="log"):
-        validation_curve(tmp_path)
-    with pytest.raises(InputError, match="no validation"):
-        validation_curve(write_log(tmp_path / "run", {"step": 15, "loss": 0.1}))
-
-
-def test_the_plot(tmp_path: Path) -> None:
+def test_the_last_run_counts_with_all_its_parts(tmp_path: Path) -> None:
+    """Skip an earlier run; the last one was interrupted after two minutes and resumed."""
+    earlier = [{"begin": 0}, validation(1, 20)]
+    first = [{"begin": 0}, validation(1, 30), {"loss": 0.1}, validation(2, 31)]
+    run = write_log(tmp_path / "run", *earlier, *first, {"begin": 10}, validation(3, 32))
+    assert validation_curve(run) == ([1, 2, 5], [30, 31, 32])
     pytest.importorskip("matplotlib", reason="an extra requirement")
-    draw(Settings(runs=(write_log(tmp_path / "run", {"begin": 0}, at(1, 30), at(2, 31)),), out=tmp_path / "curve.png"))
+    draw(Settings(runs=(run,), out=tmp_path / "curve.png"))
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_a_log_there_is_no_plot(tmp_path: Path) -> None:
+    for folder in (tmp_path, write_log(tmp_path / "run", {"step": 15, "loss": 0.1})):
+        with pytest.raises(InputError, match=r"log\.jsonl"):
+            validation_curve(folder)

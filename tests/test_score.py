@@ -1,10 +1,8 @@
-"""derain.score: outputs of any method matched to a set's images, four protocols, and tables."""
+"""derain.score: protocols, matching, what is left out, tables, figure and page."""
 
 from __future__ import annotations
 
 import csv
-import json
-import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -15,24 +13,13 @@ import pytest
 import torch
 from conftest import scene, write, write_pairs
 from scipy.signal import convolve2d
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from test_ssim import vector
 
 from derain.images import read_rgb
-from derain.score_tables import Column, Scored, Target, difference, means, ranks, tables, verdict
-from derain.scores import PROTOCOLS, score
-from derain.sets import RAIN12, RAIN100L
+from derain.score import PROTOCOLS, Settings, difference, look_alike, score, table
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def test_tables_need_no_folder_to_write_to(inline: Command, tmp_path: Path) -> None:
-    write_pairs(tmp_path / "pairs", 2)
-    (tmp_path / "results").touch()  # where figures and pages would go
-    common = ("derain.score", "--clean_dir", "pairs", "a=pairs/rainy")
-    assert inline(*common).returncode == 0
-    result = inline(*common, "--page")
-    assert result.returncode == 2
-    assert "choose another --out" in result.stderr
 
 
 # ---------------------------------------------------------------- protocols
@@ -40,307 +27,261 @@ def test_tables_need_no_folder_to_write_to(inline: Command, tmp_path: Path) -> N
 
 def by_the_script(derained: np.ndarray, clean: np.ndarray) -> tuple[float, float]:
     """MPRNet's evaluate_PSNR_SSIM.m, line by line."""
-    y = [np.round(image @ np.array([65.481, 128.553, 24.966]) / 255 + 16 + 1e-9) for image in (derained, clean)]
+    weights = np.array([65.481, 128.553, 24.966])
+    y = [np.round(image @ weights / 255 + 16 + 1e-9) for image in (derained, clean)]
     x = np.arange(11) - 5
     window = np.exp(-(x[:, None] ** 2 + x**2) / (2 * 1.5**2))
     window /= window.sum()
-    a, b, aa, bb, ab = (convolve2d(m, window, "valid") for m in (*y, y[0] * y[0], y[1] * y[1], y[0] * y[1]))
+    maps = (*y, y[0] * y[0], y[1] * y[1], y[0] * y[1])
+    a, b, aa, bb, ab = (convolve2d(m, window, "valid") for m in maps)
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     numerator = (2 * a * b + c1) * (2 * (ab - a * b) + c2)
     ssim = numerator / ((a**2 + b**2 + c1) * (aa - a**2 + bb - b**2 + c2))
     return 20 * np.log10(255 / np.sqrt(np.mean((y[0] - y[1]) ** 2))), ssim.mean()
 
 
-def test_each_protocol_against_another_implementation() -> None:
-    derained, clean = vector(321, 481)
-    # PReNet's MATLAB scripts under GNU Octave
-    assert score(derained, clean) == pytest.approx((35.7411921113, 0.993199292543), abs=1e-9)
-    assert score(derained, clean, "rounded") == pytest.approx(by_the_script(derained, clean), abs=1e-9)
-    # psnry and ssim of pyiqa 0.1.16, which rounds luma to single precision here and there
-    assert score(derained, clean, "full_range") == pytest.approx((34.419270734, 0.993134093), abs=2e-6)
-    # psnr and ssimc of pyiqa 0.1.16; psnr and ssim (kernel of 11, no down-sampling) of piq 0.8.0
-    assert score(derained, clean, "rgb") == pytest.approx((34.401592920, 0.901427422514), abs=1e-9)
+# PSNR and SSIM of vector(384, 512) by PReNet's MATLAB scripts under GNU Octave ("prenet"), and by
+# piq 0.8.0 in double precision ("full_range": psnr with convert_to_greyscale, ssim of its Y with
+# downsample=False; "rgb": psnr, and ssim with downsample=False).
+RECORDED = {
+    "prenet": (35.7425301895, 0.997758247421),
+    "full_range": (34.4204886956, 0.993063410861),
+    "rgb": (34.4023203692, 0.901512939234),
+}
 
 
-def test_tensors_are_scored_as_the_8_bit_images_that_they_become() -> None:
-    derained, clean = vector(40, 50)
-    batch = torch.from_numpy(np.stack([derained, clean])).permute(0, 3, 1, 2) / 255 + 1e-4
-    target = torch.from_numpy(np.stack([clean, clean])).permute(0, 3, 1, 2) / 255
-    assert score(batch[0], target[0]) == score(derained, clean)
-    disturbed = score(batch, target.flip(3), "rgb")
-    each = [score(a, clean[:, ::-1], "rgb") for a in (derained, clean)]
-    assert disturbed == pytest.approx(tuple(np.mean(each, axis=0)))
-    for wrong in (clean[:-1], clean[:8, :8], clean.astype(np.float64)):
-        with pytest.raises(ValueError, match=r"size|smaller|uint8"):
-            score(wrong, wrong if wrong.shape[0] == 8 else clean)
+@pytest.mark.parametrize("protocol", RECORDED)
+def test_protocols_give_the_numbers_of_what_their_titles_name(protocol: str) -> None:
+    psnr, ssim = score(*vector(384, 512), protocol)
+    assert psnr == pytest.approx(RECORDED[protocol][0], abs=2e-4)  # piq adds 1e-8 to the error
+    assert ssim == pytest.approx(RECORDED[protocol][1], abs=1e-9)
+
+
+def test_rounded_is_the_published_script() -> None:
+    images = vector(384, 512)
+    assert score(*images, "rounded") == pytest.approx(by_the_script(*images), abs=1e-9)
+
+
+def test_rgb_is_scikit_images() -> None:
+    derained, clean = vector(384, 512)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    ssim = structural_similarity(clean, derained, channel_axis=2, **options)
+    expected = (peak_signal_noise_ratio(clean, derained), ssim)
+    assert score(derained, clean, "rgb") == pytest.approx(expected, abs=1e-12)
+
+
+def test_piq_itself() -> None:
+    piq = pytest.importorskip("piq")
+    images = [torch.from_numpy(i).permute(2, 0, 1)[None].double() / 255 for i in vector(384, 512)]
+    weights = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64).view(1, 3, 1, 1)
+    grey = [(image * weights).sum(dim=1, keepdim=True) for image in images]
+    found = {
+        "full_range": (piq.psnr(*images, convert_to_greyscale=True), grey),
+        "rgb": (piq.psnr(*images), images),
+    }
+    for protocol, (psnr, compared) in found.items():
+        numbers = (psnr.item(), piq.ssim(*compared, downsample=False).item())
+        assert numbers == pytest.approx(RECORDED[protocol], abs=1e-9)
 
 
 # ---------------------------------------------------------------- matching
 
 
-def outputs(folder: Path, pattern: str, count: int = 3, noise: int = 3, first: int = 1) -> Path:
-    """Images of a method: the clean scenes of conftest.write_pairs, disturbed, under names of their own."""
-    for number in range(first, first + count):
+def outputs(folder: Path, pattern: str = "{0}.png", count: int = 3, noise: int = 3) -> Path:
+    """Write a method's results: the clean scenes of conftest.write_pairs, disturbed."""
+    for number in range(1, count + 1):
         _, clean = scene(number)
-        disturbed = clean + np.random.RandomState(number).randint(-noise, noise + 1, clean.shape)
+        random = np.random.RandomState(number)
+        disturbed = clean + random.randint(-noise, noise + 1, clean.shape)
         write(folder / pattern.format(number), np.clip(disturbed, 0, 255).astype(np.uint8))
     return folder
 
 
+@pytest.fixture
+def run(inline: Command, tmp_path: Path) -> Command:
+    """Score results against three pairs."""
+    write_pairs(tmp_path / "pairs")
+    outputs(tmp_path / "good")
+    return lambda *arguments: inline("derain.score", *arguments)
+
+
 @pytest.mark.parametrize(
-    ("pattern", "how"),
-    [
-        ("rain-{0:03d}.png", "by name"),
-        ("norain-{0:03d}.png", "by name"),
-        ("{0}.png", "by name"),
-        ("{0}_x2.png", "by name"),
-        ("{0:03d}_derained.png", "by the first number in the name"),
-        ("images/x2_output_{0}.png", "by the last number in the name"),
-    ],
+    "pattern",
+    ["rain-{0:03d}.png", "norain-{0:03d}.png", "{0}_x2.png", "{0:03d}_NET.png", "x2_out_{0}.png"],
 )
-def test_outputs_are_matched_by_name_and_number(inline: Command, tmp_path: Path, pattern: str, how: str) -> None:
-    write_pairs(tmp_path / "pairs")
-    outputs(tmp_path / "out", pattern)
-    result = inline("derain.score", "--set", "pairs", "mine=out")
+def test_results_are_matched_by_name(run: Command, tmp_path: Path, pattern: str) -> None:
+    outputs(tmp_path / "out", pattern, noise=9)
+    result = run("--set", "pairs", "mine=out")
     assert result.returncode == 0, result.stderr
-    assert f"mine: 3 images of out matched {how}, such as {Path(pattern.format(1)).name} to norain-001" in result.stderr
-    expected = np.mean([score_of(tmp_path / "out" / pattern.format(n), n) for n in (1, 2, 3)], axis=0)
-    assert f"| mine | {expected[0]:.3f} | {expected[1]:.4f} |" in result.stdout
+    numbers = []
+    for n in (1, 2, 3):
+        numbers.append(score(read_rgb(tmp_path / "out" / pattern.format(n)), scene(n)[1]))
+    psnr, ssim = np.mean(numbers, axis=0)
+    assert f"| mine | {psnr:.3f} | {ssim:.4f} |" in result.stdout
+    assert pattern.format(1) in result.stderr and "norain-001.png" in result.stderr
 
 
-def score_of(path: Path, number: int) -> tuple[float, float]:
-    return score(read_rgb(path), scene(number)[1])
+def test_names_are_matched_by_the_part_that_they_share(run: Command, tmp_path: Path) -> None:
+    for name, number in (("901", 1), ("902", 2), ("bridge", 3)):
+        write(tmp_path / f"gt/{name}.png", scene(number)[1])
+        for copy in (1, 2):
+            write(tmp_path / f"in/{name}_{copy}.png", scene(number)[0])
+            write(tmp_path / f"out/{name}_{copy}_NET.png", scene(number)[1])
+    result = run("--clean_dir", "gt", "--rainy_dir", "in", "out")
+    assert result.returncode == 0, result.stderr
+    assert "6 images" in result.stdout and "| out | inf | 1.0000 |" in result.stdout
 
 
-def test_two_folders_of_any_names(inline: Command, tmp_path: Path) -> None:
-    write_pairs(tmp_path / "pairs")
+def test_clean_images_are_enough(run: Command, tmp_path: Path) -> None:
     (tmp_path / "pairs/rainy").rename(tmp_path / "wet")
-    (tmp_path / "pairs").rename(tmp_path / "dry")
-    outputs(tmp_path / "out", "{0}.png")
-    alone = inline("derain.score", "--clean_dir", "dry", "mine=out")
-    both = inline("derain.score", "--clean_dir", "dry", "--rainy_dir", "wet", "mine=out")
-    line = next(line for line in alone.stdout.splitlines() if line.startswith("| mine"))
-    assert "| rainy input" not in alone.stdout and "| rainy input" in both.stdout and line in both.stdout
+    alone = run("--clean_dir", "pairs", "good")
+    both = run("--clean_dir", "pairs", "--rainy_dir", "wet", "good")
+    line = next(line for line in alone.stdout.splitlines() if line.startswith("| good"))
+    assert "| rainy" not in alone.stdout and "| rainy" in both.stdout and line in both.stdout
 
 
-def test_a_method_that_misses_images_is_left_out_by_name(inline: Command, tmp_path: Path) -> None:
-    write_pairs(tmp_path / "pairs", 4)
-    outputs(tmp_path / "whole", "{0}.png", 4)
-    outputs(tmp_path / "part", "{0}.png", 2)
-    result = inline("derain.score", "--set", "pairs", "whole", "part")
-    assert (
-        "part: left out of pairs: no image for rain-003.png, rain-004.png; --partial scores the others" in result.stderr
-    )
-    assert "| whole |" in result.stdout and "part" not in result.stdout
-    result = inline("derain.score", "--set", "pairs", "whole", "part", "--partial")
-    assert "| part |" in result.stdout and "2 of pairs PSNR" in result.stdout
+def renewed(folder: Path) -> Path:
+    """Empty a folder."""
+    shutil.rmtree(folder)
+    return folder
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda out: shutil.copy(out / "2.png", out / "rain-002.png"), "two images for one place"),
-        (lambda out: write(out / "2.png", scene(2)[1][:, :-1]), "differ in size (71x64 and 72x64)"),
-        (lambda out: shutil.copy(out / "3.png", out / "2.png"), "norain-003.png, not"),
-        (lambda out: (out / "2.png").write_bytes(b"no image"), "2.png"),
-        (lambda out: [p.unlink() for p in out.iterdir()], "holds no image"),
-        (lambda out: [p.rename(out / f"{chr(97 + i)}.png") for i, p in enumerate(out.iterdir())], "no method has all"),
-    ],
-)
-def test_what_cannot_be_scored(inline: Command, tmp_path: Path, change: Callable, message: str) -> None:
-    write_pairs(tmp_path / "pairs")
-    change(outputs(tmp_path / "out", "{0}.png"))
-    result = inline("derain.score", "--set", "pairs", "mine=out")
-    assert (result.returncode, result.stdout) == (2, "")
-    assert message in result.stderr.splitlines()[-1]
-    assert result.stderr.splitlines()[-1].startswith("error: ")
+FAULTS = [
+    (lambda out: shutil.copy(out / "2.png", out / "002.png"), "002.png"),
+    (lambda out: outputs(outputs(renewed(out), "{0}_a.png"), "{0}_b.png"), "1_a.png"),
+    (lambda out: write(out / "2.png", scene(2)[1][:, :-9]), "63x64"),
+    (lambda out: write(out / "2.png", np.pad(scene(2)[1], ((0, 1), (0, 0), (0, 0)))), "72x65"),
+    (lambda out: shutil.copy(out / "3.png", out / "2.png"), "norain-002.png"),
+    (lambda out: (out / "2.png").write_bytes(b"no image"), "2.png"),
+    (lambda out: (out / "2.png").unlink(), "rain-002.png"),
+    (lambda out: renewed(out).mkdir(), "bad"),
+]
 
 
-def test_what_is_scored_has_to_be_said(inline: Command, tmp_path: Path) -> None:
-    outputs(tmp_path / "out", "{0}.png")
-    for arguments in (["mine=out"], ["--set", "a", "--clean_dir", "b", "mine=out"], ["--set", "a", "mine=nowhere"]):
-        result = inline("derain.score", *arguments)
-        assert result.returncode == 2
-        assert result.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (("--set", "pairs", "clean=out"), "clean: is the name of a column"),
-        (("--set", "pairs", "rainy input=out"), "rainy input: is the name of a column"),
-        (("--set", "pairs", "=out"), "name each method's images as NAME=FOLDER"),
-        (("--set", "pairs", "mine="), "name each method's images as NAME=FOLDER"),
-        (("--set", "pairs", "--rainy_dir", "pairs/rainy", "out"), "--rainy_dir pairs/rainy: goes with --clean_dir"),
-        (("--clean_dir", "dry", "out", "--figure"), "add --rainy_dir"),
-        (("--set", "pairs", "out", "--errors"), "add --figure"),
-        (("--set", "pairs,more/pairs", "out"), "two sets in folders of one name"),
-        (("--clean_dir", "twice", "out"), "two images for one place"),
-        (("--clean_dir", "dry", "--rainy_dir", "dry", "out"), "is the folder of the rainy images"),
-    ],
-)
-def test_words_that_would_be_misunderstood(
-    inline: Command, tmp_path: Path, arguments: tuple[str, ...], text: str
+@pytest.mark.parametrize(("change", "named"), FAULTS)
+def test_a_method_that_does_not_fit_is_left_out(
+    run: Command, tmp_path: Path, change: Callable, named: str
 ) -> None:
-    write_pairs(tmp_path / "pairs")
-    write_pairs(tmp_path / "more/pairs")
-    outputs(tmp_path / "out", "{0}.png")
-    outputs(tmp_path / "dry", "{0}.png", noise=0)
-    outputs(tmp_path / "dry/.hidden", "{0}.png", noise=0)
-    outputs(tmp_path / "twice", "rain-{0}.png")
-    outputs(tmp_path / "twice", "norain-{0}.png")
-    result = inline("derain.score", *arguments)
+    change(outputs(tmp_path / "bad"))
+    result = run("--set", "pairs", "bad", "good", "--common_size")
+    assert result.returncode == 0 and "| good |" in result.stdout and "bad" not in result.stdout
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("bad ")]
+    assert named in line
+    alone = run("--set", "pairs", "bad")
+    assert (alone.returncode, alone.stdout) == (2, "")
+    assert alone.stderr.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("good",),
+        ("--set", "pairs"),
+        ("--set", "pairs", "--clean_dir", "good", "good"),
+        ("--set", "pairs", "nowhere"),
+        ("--set", "pairs", "mine="),
+        ("--set", "pairs", "clean=good"),
+        ("--set", "pairs", "rainy=good"),
+        ("--set", "pairs", "good", "other/good"),
+        ("--set", "pairs", "good", "--crop_border", "27"),
+        ("--set", "pairs", "good", "--crop_border", "-1"),
+        ("--set", "pairs", "good", "--figure", "rain-009"),
+        ("--set", "pairs", "good", "--page", "--out", "file/below"),
+        ("--clean_dir", "good", "good", "--figure"),
+        ("--clean_dir", "other", "good"),
+    ],
+)
+def test_bad_arguments(run: Command, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "other").mkdir()
+    result = run(*arguments)
     assert (result.returncode, result.stdout) == (2, "")
-    assert text in result.stderr.splitlines()[-1]
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    assert result.stderr.count("error: ") == 1
 
 
-def test_names_that_are_markup(inline: Command, tmp_path: Path) -> None:
-    """In LaTeX, Markdown, HTML and matplotlib's formulas."""
-    write_pairs(tmp_path / "pairs")
-    outputs(tmp_path / "a", "{0}.png")
-    outputs(tmp_path / "b", "{0}.png", noise=0)
-    common = ("derain.score", "--set", "pairs", "a|$_$^~{}\\=a", "b")
-    result = inline(*common, "--figure", "--page", "--out", "out")
-    assert result.returncode == 0, result.stderr
-    assert r"| a\|$_$^~{}\ |" in result.stdout
-    latex = inline(*common, "--format", "latex").stdout
-    assert r"a|\$\_\$\textasciicircum{}\textasciitilde{}\{\}\textbackslash{} & " in latex
-    assert r"\textbf{inf}" in latex
+def test_other_scenes_do_not_look_alike() -> None:
+    (rainy, clean), flat = scene(1), np.full((64, 72, 3), 90, np.uint8)
+    assert look_alike(rainy, clean) and look_alike(flat, flat)
+    assert not look_alike(scene(2)[1], clean)
 
 
-def test_part_of_a_set_without_its_unseen_images() -> None:
-    rows = {str(n): dict.fromkeys(PROTOCOLS, (30.0, 0.9)) for n in range(1, 9)}
-    shown = tables([(Target("Rain12", "Rain12", [None] * 12, RAIN12), [Scored("a", rows)])], ["prenet"], ["a"], "latex")
-    assert "8 of Rain12 PSNR" in shown and "unseen" not in shown
-
-
-def test_means_are_over_the_same_images() -> None:
-    """A method that restores an image perfectly is not worse for it; two perfect ones are equal."""
-    both = column(a=np.array([np.inf, 30, 31]), b=np.array([60, 29.5, 30.5]))
-    assert (means(both, "a")[0], means(both, "b")[0]) == (30.5, 30.0)
-    perfect = column(a=np.full(3, np.inf), b=np.full(3, np.inf))
-    assert ranks(perfect, 0) == {"a": 1, "b": 1}
-
-
-def test_several_sets_and_all_formats(inline: Command, tmp_path: Path) -> None:
-    for name, count in (("one", 3), ("two", 2)):
-        write_pairs(tmp_path / name, count)
-        for method, noise in (("a", 3), ("b", 9)):
-            outputs(tmp_path / method / name, "{0}.png", count, noise)
-    shown = {kind: inline("derain.score", "--set", "one,two", "a", "b", "--format", kind).stdout for kind in FORMATS}
-    assert "|  | one PSNR | one SSIM | two PSNR | two SSIM |" in shown["markdown"]
-    assert re.search(r"\| a \| \*\*[\d.]+\*\* \|", shown["markdown"])
-    assert re.search(r"\| b - a \| one PSNR \| -[\d.]+ \|.*\| 0 of 3 \| worse \|", shown["markdown"])
-    rows = list(csv.DictReader(shown["csv"].splitlines()))
-    content = json.loads(shown["json"])
-    assert len(rows) == 5 * 3  # a, b and the rainy input
-    one = [float(row["psnr"]) for row in rows if (row["set"], row["method"]) == ("one", "b")]
-    assert content[0]["methods"]["b"]["psnr"] == pytest.approx(np.mean(one))
-    assert f"{np.mean(one):.3f}" in shown["markdown"] and f"{np.mean(one):.3f}" in shown["latex"]
-    assert all(line.lstrip()[0] in "%\\" or line.endswith(r"\\") for line in shown["latex"].splitlines() if line)
-
-
-def test_a_figure_of_several_methods(inline: Command, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="an extra requirement")
-    write_pairs(tmp_path / "pairs", 4)
-    outputs(tmp_path / "a", "{0}.png", 4)
-    outputs(tmp_path / "b", "{0}.png", 4, noise=5)
-    common = ("derain.score", "--set", "pairs", "a", "b", "--out", "f", "--figure")
-    assert inline(*common, "rain-002", "--crop", "0", "0", "72").returncode == 0
-    assert (tmp_path / "f/figure.pdf").read_bytes().startswith(b"%PDF")
-    assert read_rgb(tmp_path / "f/figure.png").shape[1] > 4 * 280
-    for wrong in (["rain-009"], ["--crop", "60", "0", "72"]):
-        result = inline(*common, *wrong)
-        assert (result.returncode, result.stderr.count("error: --")) == (2, 1)
-
-
-def test_a_page_of_several_methods(inline: Command, tmp_path: Path) -> None:
-    """Every version of every image is on it, with the scores that the table has; names are shown as they are."""
-    write_pairs(tmp_path / "pairs")
-    outputs(tmp_path / "a", "{0}.png")
-    outputs(tmp_path / "b", "{0}.png", noise=9)
-    result = inline("derain.score", "--set", "pairs", "a", "<i>B=b", "--page", "--out", "p", "--format", "csv")
-    assert result.returncode == 0, result.stderr
-    text = (tmp_path / "p/index.html").read_text()
-    data = json.loads(re.search('type="application/json">(.*?)</script>', text, re.S)[1])["items"]
-    assert sorted(item["name"] for item in data) == [f"rain-00{n}.png" for n in (1, 2, 3)]
-    assert all([*item["images"]] == ["rainy", "a", "<i>B", "clean"] for item in data)
-    assert len({uri for item in data for uri in item["images"].values()}) == 12
-    captions = {item["name"]: item["caption"] for item in data}
-    for row in csv.DictReader(result.stdout.splitlines()):
-        name = row["method"].replace("rainy input", "rainy")
-        scores = f"{name} {float(row['psnr']):.2f} dB / {float(row['ssim']):.4f}"
-        assert scores in captions[row["image"]]
-    assert "<i>" not in text
-
-
-FORMATS = ("markdown", "latex", "csv", "json")
+def test_parts_of_images(run: Command, tmp_path: Path) -> None:
+    """Leave out a border, and score the part that all methods have."""
+    for n in (1, 2, 3):
+        write(tmp_path / f"small/{n}.png", read_rgb(tmp_path / f"good/{n}.png")[:-5, :-3])
+    flags = ("--set", "pairs", "good", "small", "--crop_border", "4", "--common_size")
+    part = np.s_[4:55, 4:65]
+    for row in csv.DictReader(run(*flags, "--format", "csv").stdout.splitlines()):
+        rainy, clean = scene(int(row["image"][5:8]))
+        image = read_rgb(tmp_path / f"good/{int(row['image'][5:8])}.png")
+        if row["method"] == "rainy":
+            image = rainy
+        expected = score(image[part], clean[part])
+        assert (float(row["psnr"]), float(row["ssim"])) == pytest.approx(expected, abs=1e-12)
+    text = run(*flags).stdout
+    assert "4 pixels" in text and "all methods have" in text
 
 
 # ---------------------------------------------------------------- tables
 
 
-def column(**scores: np.ndarray) -> Column:
-    return Column("set", {name: np.stack([psnr, psnr / 100], axis=1) for name, psnr in scores.items()}, {})
+def test_all_formats_have_the_same_numbers(run: Command, tmp_path: Path) -> None:
+    outputs(tmp_path / "b", noise=9)
+    flags = ("--set", "pairs", "a|$_^~{}\\=good", "b", "--protocol", "all", "--format")
+    rows = list(csv.DictReader(run(*flags, "csv").stdout.splitlines()))
+    assert len(rows) == 3 * 3 * len(PROTOCOLS)  # a, b and the rainy input
+    markdown, latex = run(*flags, "markdown").stdout, run(*flags, "latex").stdout
+    for protocol in PROTOCOLS:
+        assert PROTOCOLS[protocol] in markdown and PROTOCOLS[protocol] in latex
+        mine = [row for row in rows if (row["protocol"], row["method"]) == (protocol, "b")]
+        psnr, ssim = (np.mean([float(row[metric]) for row in mine]) for metric in ("psnr", "ssim"))
+        assert f"| b | {psnr:.3f} | {ssim:.4f} | -" in markdown
+        assert f"b & {psnr:.3f} & {ssim:.4f} & -" in latex
+    assert r"| a\|$_^~{}\ |" in markdown
+    assert r"a|\$\_\textasciicircum{}\textasciitilde{}\{\}\textbackslash{} & " in latex
+    assert r"$\pm$" in latex and r"\begin{tabular}{lrrrrr}" in latex
 
 
-def test_what_is_chance_and_what_is_not() -> None:
-    """A hundred images: 0.05 dB of mean difference with a spread of 0.55 dB is chance, a steady 0.05 dB is not."""
-    random = np.random.RandomState(0)
-    base, noise = random.normal(37, 4, 100), random.normal(0, 0.55, 100)
-    noise += 0.05 - noise.mean()
-    chance, steady = difference(base + noise, base), difference(base + 0.05 + noise / 100, base)
-    assert (verdict(chance), verdict(steady)) == ("chance", "better")
-    assert chance["p"] > 0.3 and steady["p"] < 1e-9 and steady["won"] == 100
-    assert ranks(column(a=base, b=base + noise, c=base - 1), 0) == {"a": 1, "b": 1, "c": 2}
-    assert ranks(column(a=base), 0) == {}
+def scores(*psnr: float) -> np.ndarray:
+    return np.array([(value, 0.9) for value in psnr])
 
 
 def test_a_difference_by_hand() -> None:
-    found = difference(np.array([31.0, 32.0, 33.0]), np.full(3, 30.0))
-    assert found["mean"] == 2
-    assert found["error"] == pytest.approx(1 / 3**0.5)  # a standard deviation of 1, of a sample of 3
-    assert found["p"] == pytest.approx(0.0741799, abs=1e-6)  # t = 2 sqrt(3) with 2 degrees of freedom
+    """Three differences of 1, 2 and 3 dB have a sample deviation of 1."""
+    assert difference(scores(31, 32, 33)[:, 0], np.full(3, 30.0), 3) == "+2.000 ± 0.577"
+    assert difference(scores(31, np.inf, 33)[:, 0], np.full(3, 30.0), 3) == "+2.000 ± 1.000"
+    assert difference(scores(np.inf, np.inf)[:, 0], np.full(2, np.inf), 3) == "-"
 
 
-@pytest.mark.parametrize(("mean", "said"), [(1.9, "chance"), (2.1, "better"), (-1.9, "chance"), (-2.1, "worse")])
-def test_a_difference_counts_beyond_two_standard_errors(mean: float, said: str) -> None:
-    spread = np.array([-1.0, 1.0] * 50)
-    assert verdict(difference(spread + mean * np.std(spread, ddof=1) / 10, np.zeros(100))) == said
-
-
-@pytest.mark.parametrize(
-    ("scores", "mean", "won", "said"),
-    [
-        ([np.inf, 31.0, 32.0], 1.5, 3, "better"),  # the mean of 1 and 2; infinity is won
-        ([30.0, np.inf, np.inf], 0.0, 2, "equal"),
-        ([np.inf] * 3, np.nan, 3, "-"),
-        ([30.0] * 3, 0.0, 0, "equal"),
-    ],
-)
-def test_infinite_psnr_is_won_and_not_averaged(scores: list[float], mean: float, won: int, said: str) -> None:
-    found = difference(np.array(scores), np.full(3, 30.0))
-    assert found["mean"] == pytest.approx(mean, nan_ok=True)
-    assert (found["won"], verdict(found)) == (won, said)
-    both = column(a=np.array(scores), b=np.full(3, 30.0))
-    kept = [s for s in scores if s < 99]
-    assert means(both, "a")[0] == np.mean(kept or scores)
-    assert means(both, "b")[0] == 30
-
-
-def known(name: str, count: int, psnr: float = 30.0, protocol: str = "prenet") -> str:
-    test_set = {"Rain100L": RAIN100L, "Rain12": RAIN12}[name]
-    rows = {str(n): dict.fromkeys(PROTOCOLS, (psnr + n / 100, 0.9)) for n in range(1, count + 1)}
-    target = Target(name, name, [None] * count, test_set)
-    return tables([(target, [Scored("mine & b_50%", rows)])], [protocol], ["mine & b_50%"], "latex")
+def test_an_infinite_psnr_is_counted_and_not_averaged() -> None:
+    """All means are over the images that no method restored perfectly."""
+    text = table(Settings(), "x", "prenet", {"a": scores(np.inf, 30, 31), "b": scores(60, 29, 31)})
+    assert "a: 1 images equal" in text and "b: " not in text
+    assert "| a | 30.500 |" in text and "| b | 30.000 |" in text and "| 0 of 3 |" in text
+    text = table(Settings(), "x", "prenet", {"a": scores(np.inf, np.inf), "b": scores(30, 31)})
+    assert "| a | inf |" in text and "| b | 30.500 |" in text
 
 
 def test_published_scores_stand_beside_the_whole_set_only() -> None:
-    shown = known("Rain100L", 100)
-    assert r"PReNet (published with PReNet (CVPR 2019)) & 37.48 & 0.979 \\" in shown
-    assert "measured here from the images that the authors released" in shown
-    assert r"mine \& b\_50\% & 30.505 & 0.9000 \\" in shown
-    assert "PReNet (published" not in known("Rain100L", 99) + known("Rain100L", 100, protocol="rounded")
-    assert "Rain12, 4 unseen PSNR" in known("Rain12", 12) and "& 30.065 & 0.9000 & 30.105 & 0.9000" in known(
-        "Rain12", 12
-    )
+    known = "| PReNet (published with PReNet, CVPR 2019) | 36.66 | 0.961 |"
+    assert known in table(Settings(), "Rain12", "prenet", {"a": scores(30, 31)})
+    assert known not in table(Settings(), "11 of the 12", "prenet", {"a": scores(30, 31)})
+    assert known not in table(Settings(), "Rain12", "rounded", {"a": scores(30, 31)})
+    assert known not in table(Settings(crop_border=4), "Rain12", "prenet", {"a": scores(30, 31)})
+    assert known not in table(Settings(common_size=True), "Rain12", "prenet", {"a": scores(30)})
+
+
+def test_figure_and_page(run: Command, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="an extra requirement")
+    outputs(tmp_path / "b", noise=9)
+    flags = ("--set", "pairs", "good", "<i>B=b", "--out", "out", "--figure", "--page", "--errors")
+    result = run(*flags)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "out/figure.pdf").read_bytes().startswith(b"%PDF")
+    assert read_rgb(tmp_path / "out/figure.png").shape[1] > 4 * 280
+    page = (tmp_path / "out/index.html").read_text()
+    assert page.count("data:image/jpeg") == 3 * 4 and "<i>" not in page
+    psnr, ssim = score(read_rgb(tmp_path / "b/2.png"), scene(2)[1])
+    assert f"B {psnr:.2f} dB / {ssim:.4f}" in page
+    assert run(*flags, "--crop", "60", "0", "72").returncode == 2
