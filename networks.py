@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,39 +33,6 @@ from torch.autograd.function import once_differentiable
 def conv3x3(inputs: int, outputs: int, dilation: int = 1, bias: bool = False) -> nn.Conv2d:
     """A 3x3 convolution that keeps (H, W): the zero padding equals the dilation."""
     return nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation, bias=bias)
-
-
-class FastPReLU(torch.autograd.Function):
-    """PReLU of (N, C, H, W) with one slope (1,), and a vectorised backward pass for the CPU.
-
-    torch's own backward pass first writes the slope's gradient for every value, in a loop that
-    is not vectorised; that takes an eighth of a training step.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.slope = slope.item()
-        return F.leaky_relu(x, ctx.slope)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        (x,) = ctx.saved_tensors
-        x_gradient = torch.ops.aten.leaky_relu_backward(gradient, x, ctx.slope, False)
-        by_channel = x.clamp_max(0).mul_(gradient).sum((0, 2, 3))
-        dtype = torch.promote_types(by_channel.dtype, torch.float32)
-        return x_gradient, by_channel.sum(dtype=dtype).view(1)
-
-
-class PReLU(nn.PReLU):
-    """nn.PReLU() for (N, C, H, W), through FastPReLU where that pays: in training on the CPU."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        exports = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if x.device.type != "cpu" or exports or not torch.is_grad_enabled():
-            return super().forward(x)
-        return FastPReLU.apply(x, self.weight)
 
 
 class SpatialAttention(nn.Module):
@@ -197,6 +164,42 @@ class DARGNet(nn.Module):
                 conv.weight[i, i, 1, 1] += 1
 
 
+# ---------------------------------------------------------------- the activation
+
+
+class FastPReLU(torch.autograd.Function):
+    """PReLU of (N, C, H, W) with one slope (1,), for training on the CPU.
+
+    torch's own backward pass writes the slope's gradient for every value, in a loop that is not
+    vectorised, before it adds them up: a sixth of a training step in bf16.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.slope = slope.item()
+        return F.leaky_relu(x, ctx.slope)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        (x,) = ctx.saved_tensors
+        x_gradient = torch.ops.aten.leaky_relu_backward(gradient, x, ctx.slope, False)
+        by_channel = x.clamp_max(0).mul_(gradient).sum((0, 2, 3))
+        dtype = torch.promote_types(by_channel.dtype, torch.float32)
+        return x_gradient, by_channel.sum(dtype=dtype).view(1)
+
+
+class PReLU(nn.PReLU):
+    """nn.PReLU() for (N, C, H, W), through FastPReLU where that is faster."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        exports = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if x.device.type != "cpu" or exports or not torch.is_grad_enabled():
+            return super().forward(x)
+        return FastPReLU.apply(x, self.weight)
+
+
 # ---------------------------------------------------------------- weights
 
 PUBLISHED_KEY = "block1.0.conv2.0.weight"  # which only published state dicts have
@@ -245,11 +248,10 @@ def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Modul
     """
     path = Path(path)
     tensors = read_tensors(path)
-    first = next(iter(network.state_dict())) if network else "head.0.weight"
-    anchors = [k for k in tensors if f".{k}".endswith((f".{first}", f".{PUBLISHED_KEY}"))]
-    anchor = min(anchors, key=lambda k: ("ema" not in k, len(k)), default=first)
-    prefix = anchor.removesuffix(first).removesuffix(PUBLISHED_KEY)
+    first = "head.0.weight" if network is None else next(iter(network.state_dict()))
+    prefix = find_prefix(tensors, first)
     inside = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    other = [key for key in tensors if not key.startswith(prefix)]
     state = convert_state_dict(inside)
     if network is None:
         channels = state[first].numel() // 27 if first in state else 32  # (channels, 3, 3, 3)
@@ -257,9 +259,10 @@ def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Modul
         network = DARGNet(max(1, channels), len(groups))
 
     own = network.state_dict()
-    other = [key for key in state if key not in own and not key.endswith((".weight", ".bias"))]
-    for key in other:
-        del state[key]
+    for key in list(state):
+        if key not in own and not key.endswith((".weight", ".bias")):  # such as thop's total_ops
+            other.append(key)
+            del state[key]
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
@@ -268,10 +271,19 @@ def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Modul
         same_kind = state[key].is_floating_point() == value.is_floating_point()
         if not same_kind or not value.isfinite().all():
             raise ValueError(f"{path}: {key} must hold finite floating-point numbers")
-    other += [key for key in tensors if not key.startswith(prefix)]
     if other:
         print(f"{path}: {len(other)} tensors are left out, such as {other[0]}")
     return network.eval()
+
+
+def find_prefix(names: Iterable[str], first: str) -> str:
+    """Return the shortest prefix of a network's first name, here or as published; ema's if any."""
+    prefixes = []
+    for name in names:
+        for key in (first, PUBLISHED_KEY):
+            if f".{name}".endswith(f".{key}"):
+                prefixes.append(name.removesuffix(key))
+    return min(prefixes, key=lambda prefix: ("ema" not in prefix, len(prefix)), default="")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

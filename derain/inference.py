@@ -181,19 +181,12 @@ class FoldedDualAttention(nn.Module):
 
 
 @torch.inference_mode()
-def derain(network: nn.Module, rainy: Tensor, tile: int = 0) -> Tensor:
-    """Derain (N, 3, H, W) RGB in [0, 1], whole or in exact tiles; the result is on its device.
-
-    tile: largest side of the tiles in pixels, without their overlap; 0 for the whole image, which
-    also a network without receptive_field gets. `rainy` may stay on the CPU while the network is
-    elsewhere: only a tile at a time goes there.
-    """
+def derain(network: nn.Module, rainy: Tensor) -> Tensor:
+    """Derain (N, 3, H, W) RGB in [0, 1] on any device; the result is on the same one."""
     device = next(network.parameters(), rainy).device
-    overlap = getattr(network, "receptive_field", None)
-    return in_tiles(lambda crop: network(crop.to(device)), rainy, tile, overlap)
+    return network(rainy.to(device, memory_format=torch.channels_last)).to(rainy)
 
 
-@torch.inference_mode()
 def derain_image(
     network: nn.Module,
     rgb: np.ndarray,
@@ -203,51 +196,34 @@ def derain_image(
 ) -> np.ndarray:
     """Derain an image, (H, W, 3) uint8 or uint16 RGB -> the same shape and type.
 
-    tile: as for `derain`; None for tiles if the image has more than WHOLE_PIXELS. Only one tile at
-    a time is held as floating-point numbers. quantization: 'round' or 'truncate'.
+    tile: largest side of exact tiles in pixels, without their overlap; 0 for the whole image, None
+    for tiles if it has more than WHOLE_PIXELS. A network without receptive_field always gets the
+    whole image. Only one tile at a time is held as floating-point numbers. quantization: 'round'
+    or 'truncate'.
+
     Raises ValueError if the network's output is not finite.
     """
-    if tile is None:
-        tile = TILE if rgb.shape[0] * rgb.shape[1] > WHOLE_PIXELS else 0
-
-    def derain_crop(pixels: Tensor) -> Tensor:
-        rainy = to_tensor(pixels[0].permute(1, 2, 0).numpy())
-        derained = to_image(derain(network, rainy.to(memory_format=torch.channels_last)))
+    height, width, _ = rgb.shape
+    overlap = getattr(network, "receptive_field", None)
+    if tile is None and height * width > WHOLE_PIXELS:
+        tile = TILE
+    if not tile or overlap is None:
+        tile, overlap = max(height, width), 0
+    # Tiles as equal as possible. Their overlap ends at the image's borders, so that the network
+    # pads with zeros there and nowhere else.
+    rows, columns = (math.ceil(length / math.ceil(length / tile)) for length in (height, width))
+    corners = list(itertools.product(range(0, height, rows), range(0, width, columns)))
+    result = np.empty_like(rgb)
+    for done, (top, left) in enumerate(corners, 1):
+        y, x = max(top - overlap, 0), max(left - overlap, 0)
+        crop = rgb[y : top + rows + overlap, x : left + columns + overlap]
+        derained = to_image(derain(network, to_tensor(crop)))[top - y :, left - x :]
         if not np.isfinite(derained).all():
             fix = "check the weights, or use --precision fp32"
             raise ValueError(f"the network's output is not finite; {fix}")
-        return torch.from_numpy(quantize(derained, rgb.dtype, quantization)).permute(2, 0, 1)[None]
-
-    pixels = torch.from_numpy(rgb).permute(2, 0, 1)[None]  # HWC -> NCHW, the same memory
-    overlap = getattr(network, "receptive_field", None)
-    derained = in_tiles(derain_crop, pixels, tile, overlap, progress)
-    return derained[0].permute(1, 2, 0).numpy()
-
-
-def in_tiles(
-    compute: Callable[[Tensor], Tensor],
-    image: Tensor,
-    side: int,
-    overlap: int | None,
-    progress: Progress | None = None,
-) -> Tensor:
-    """Return compute(image) of the same shape, (N, C, H, W), tile by tile; whole if side is 0.
-
-    The tiles are as equal as possible. Their overlap ends at the image's borders, so that zeros
-    are padded there and nowhere else.
-    """
-    if side <= 0 or overlap is None:
-        return compute(image).to(image)
-    height, width = image.shape[2:]
-    rows, columns = (math.ceil(length / math.ceil(length / side)) for length in (height, width))
-    corners = list(itertools.product(range(0, height, rows), range(0, width, columns)))
-    result = torch.empty_like(image)
-    for done, (top, left) in enumerate(corners, 1):
-        y, x = max(top - overlap, 0), max(left - overlap, 0)
-        tile = compute(image[..., y : top + rows + overlap, x : left + columns + overlap])
-        core = result[..., top : top + rows, left : left + columns]
-        core.copy_(tile[..., top - y :, left - x :][..., : core.shape[2], : core.shape[3]])
-        if progress:
+        core = result[top : top + rows, left : left + columns]
+        core[:] = quantize(derained[: len(core), : core.shape[1]], rgb.dtype, quantization)
+        if progress and len(corners) > 1:
             progress(done, len(corners))
     return result
 

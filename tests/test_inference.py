@@ -17,13 +17,11 @@ from torch import Tensor, nn
 
 import networks
 from derain.inference import (
-    TILE,
     WHOLE_PIXELS,
     AsWritten,
     derain,
     derain_image,
     fold,
-    in_tiles,
     open_network,
     optimize,
     parse_tile,
@@ -150,41 +148,23 @@ def test_a_network_without_receptive_field_runs_whole(tmp_path: Path, precision:
     rgb = np.random.RandomState(0).randint(256, size=(40, 50, 3)).astype(np.uint8)
     assert np.array_equal(derain_image(opened, rgb, tile=16), derain_image(opened, rgb, tile=0))
     rainy = random_image(1, 3, 40, 50)
-    torch.testing.assert_close(derain(opened, rainy, 16), derain(saved, rainy), rtol=0, atol=0.02)
+    torch.testing.assert_close(derain(opened, rainy), derain(saved, rainy), rtol=0, atol=0.02)
 
 
 # ---------------------------------------------------------------- tiles
 
 
-@pytest.mark.parametrize("tile", [48, 100])
+@pytest.mark.parametrize("tile", [48, 50, 100])
 @pytest.mark.parametrize("size", [(64, 130), (129, 65)])
-def test_tiled_equals_whole(network: DARGNet, size: tuple[int, int], tile: int) -> None:
-    folded, rainy = fold(network), random_image(1, 3, *size)
-    whole = derain(folded, rainy)
-    torch.testing.assert_close(derain(folded, rainy, tile), whole, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("overlap", [60, 52, 30])
-def test_tiles_need_the_whole_receptive_field(overlap: int) -> None:
-    """A few pixels less show, in float64 and with weights that let no pixel's share vanish."""
-    network = DARGNet().double().eval()
-    for parameter in network.parameters():
-        parameter.data.fill_(0.05)
-    rainy = random_image(1, 3, 20, 150).double()
-    whole = derain(network, rainy)
-    network.receptive_field = overlap
-    assert torch.allclose(derain(network, rainy, 75), whole, rtol=1e-13, atol=0) == (overlap == 60)
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_an_image_in_tiles_is_the_same_image(network: DARGNet, dtype: type) -> None:
+def test_an_image_in_tiles_is_the_same_image(
+    network: DARGNet, size: tuple[int, int], tile: int, dtype: type
+) -> None:
     """Integers in, integers out; at most one value in a thousand rounds to the next level."""
     random = np.random.RandomState(0)
-    image = random.randint(np.iinfo(dtype).max + 1, size=(90, 130, 3)).astype(dtype)
-    before, done, folded = image.copy(), [], fold(network)
-    whole = derain_image(folded, image, 0)
-    tiled = derain_image(folded, image, 50, progress=lambda *counts: done.append(counts))
-    assert done == [(i, 6) for i in range(1, 7)]
+    image = random.randint(np.iinfo(dtype).max + 1, size=(*size, 3)).astype(dtype)
+    before, folded = image.copy(), fold(network)
+    whole, tiled = derain_image(folded, image, 0), derain_image(folded, image, tile)
     assert whole.dtype == tiled.dtype == dtype
     assert whole.shape == tiled.shape == image.shape
     difference = np.abs(whole.astype(int) - tiled.astype(int))
@@ -193,37 +173,47 @@ def test_an_image_in_tiles_is_the_same_image(network: DARGNet, dtype: type) -> N
     assert np.array_equal(image, before)
 
 
-def test_tiles_are_as_equal_as_can_be() -> None:
-    seen: list[tuple[int, ...]] = []
-    image = torch.arange(3 * 100 * 7.0).view(1, 3, 100, 7)
-
-    def compute(tile: Tensor) -> Tensor:
-        seen.append(tuple(tile.shape[-2:]))
-        return tile
-
-    assert torch.equal(in_tiles(compute, image, side=33, overlap=2), image)
-    assert seen == [(27, 7), (29, 7), (29, 7), (27, 7)]
-
-
-class Recorder(nn.Module):
-    """Returns its input and keeps its size."""
+class Shift(nn.Module):
+    """Moves an image by 60 pixels, so that every pixel of the result comes from that far."""
 
     receptive_field = 60
 
+    def __init__(self, down: int, right: int) -> None:
+        super().__init__()
+        self.down, self.right = down, right
+
     def forward(self, rainy: Tensor) -> Tensor:
-        self.largest = max(getattr(self, "largest", 0), rainy.shape[2] * rainy.shape[3])
-        return rainy
+        self.seen = [*getattr(self, "seen", []), tuple(rainy.shape[2:])]
+        return rainy.roll((self.down, self.right), (2, 3))
+
+
+@pytest.mark.parametrize("shift", [(60, 0), (-60, 0), (0, 60), (0, -60), (60, -60)])
+def test_tiles_overlap_by_the_whole_receptive_field(shift: tuple[int, int]) -> None:
+    network = Shift(*shift)
+    image = np.random.RandomState(0).randint(256, size=(170, 210, 3)).astype(np.uint8)
+    inner = slice(60, -60)  # of what comes from beyond the borders nothing is known
+    expected = np.roll(image, shift, (0, 1))[inner, inner]
+    assert np.array_equal(derain_image(network, image, 40)[inner, inner], expected)
+    network.receptive_field = 59
+    assert not np.array_equal(derain_image(network, image, 40)[inner, inner], expected)
+
+
+def test_tiles_are_as_equal_as_can_be() -> None:
+    network, done = Shift(0, 0), []
+    network.receptive_field = 2
+    image = np.random.RandomState(0).randint(256, size=(100, 7, 3)).astype(np.uint8)
+    found = derain_image(network, image, 33, progress=lambda *counts: done.append(counts))
+    assert np.array_equal(found, image)
+    assert network.seen == [(27, 7), (29, 7), (29, 7), (27, 7)]
+    assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 @pytest.mark.parametrize("size", [(1000, 1500), (1300, 1300), (2500, 2600), (300, 20_000)])
 def test_large_images_are_computed_in_tiles(size: tuple[int, int]) -> None:
-    recorder = Recorder()
-    image = np.zeros((*size, 3), np.uint8)
-    assert np.array_equal(derain_image(recorder, image), image)
-    assert recorder.largest <= 1.02 * WHOLE_PIXELS
-    if image.size // 3 <= WHOLE_PIXELS:
-        assert recorder.largest == image.size // 3
-    assert recorder.largest >= min(image.size // 3, 300 * TILE) / 1.2
+    network, image = Shift(0, 0), np.zeros((*size, 3), np.uint8)
+    assert np.array_equal(derain_image(network, image), image)
+    assert (network.seen == [size]) == (size[0] * size[1] <= WHOLE_PIXELS)
+    assert max(height * width for height, width in network.seen) <= 1.02 * WHOLE_PIXELS
 
 
 def test_output_that_is_not_finite_is_an_error() -> None:
