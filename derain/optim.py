@@ -18,7 +18,7 @@ SMALLEST_KERNEL = 32  # rows and columns from which a kernel is updated by Muon
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(torch.optim.Adam):
     """Muon for the kernels of a network's inner convolutions, Adam for every other parameter.
 
     A kernel G, reshaped to (out, in * height * width), is updated as follows:
@@ -49,23 +49,20 @@ class Muon(torch.optim.Optimizer):
         others = [p for p in parameters if not is_inner_kernel(p)]
         common = {"clip": clip, "running_norm": 0.0}
         muon = {"momentum": momentum, "weight_decay": weight_decay}
-        adam = {"betas": (0.9, 0.999), "eps": 1e-8, "steps": 0}
         groups = [
             {"params": kernels, "lr": lr, "initial_lr": lr, **muon, **common},
-            {"params": others, "lr": adam_lr, "initial_lr": adam_lr, **adam, **common},
+            {"params": others, "lr": adam_lr, "initial_lr": adam_lr, **common},
         ]
-        super().__init__([group for group in groups if group["params"]], {})
+        super().__init__([group for group in groups if group["params"]])
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient."""
+        """Update every parameter that has a gradient, and drop the gradients of the kernels."""
         self._clip()
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
             if "momentum" in group:
-                self._muon(parameters, group)
-            elif parameters:
-                self._adam(parameters, group)
+                self._muon([p for p in group["params"] if p.grad is not None], group)
+        super().step()
 
     def _clip(self) -> None:
         """Scale all gradients down to `clip` times the running mean of their norm."""
@@ -94,20 +91,8 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_mul_(same, 1 - group["lr"] * group["weight_decay"])
             updates = [u.view(p.shape) for p, u in zip(same, updates, strict=True)]
             torch._foreach_add_(same, updates, alpha=-group["lr"])
-
-    def _adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        group["steps"] += 1
-        (beta1, beta2), steps = group["betas"], group["steps"]
-        first = [self.state[p].setdefault("exp_avg", torch.zeros_like(p)) for p in parameters]
-        second = [self.state[p].setdefault("exp_avg_sq", torch.zeros_like(p)) for p in parameters]
-        gradients = [p.grad for p in parameters]
-        torch._foreach_lerp_(first, gradients, 1 - beta1)
-        torch._foreach_mul_(second, beta2)
-        torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
-        roots = torch._foreach_sqrt(second)
-        torch._foreach_div_(roots, (1 - beta2**steps) ** 0.5)
-        torch._foreach_add_(roots, group["eps"])
-        torch._foreach_addcdiv_(parameters, first, roots, value=-group["lr"] / (1 - beta1**steps))
+            for p in same:
+                p.grad = None  # because Adam takes a step with what has one
 
 
 def is_inner_kernel(parameter: Tensor) -> bool:

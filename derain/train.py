@@ -157,24 +157,18 @@ def run(settings: TrainSettings, network: nn.Module, loss: Loss, device: torch.d
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
 
-            rainy, clean, weight = distributed.share_of(*batch_of(step, progress))
-            rainy, clean = rainy.to(device), clean.to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                derained = parallel(rainy)
-            parts = loss(derained.float(), clean)
-            total: Tensor = sum(parts.values())
-            optimizer.zero_grad(set_to_none=True)
-            (weight * total).backward()
-            optimizer.step()
+            batch = batch_of(step, progress)
+            values = take_step(parallel, optimizer, loss, batch, precision, device)
             step += 1
-
-            losses = (weight * torch.stack([total, *parts.values()]).detach()).tolist()
             minutes = minutes_before + (time.monotonic() - began) / 60
-            *losses, minutes, stop = distributed.means([*losses, minutes, interrupted()], device)
-            values = dict(zip(("loss", *parts), losses, strict=True))
+            numbers = [*values.values(), minutes, interrupted()]
+            *losses, minutes, stop = distributed.means(numbers, device)
+            values = dict(zip(values, losses, strict=True))
             if not math.isfinite(values["loss"]):
                 kept = f"{settings.save_path} keeps the last training state"
-                raise InputError(f"step {step}: the loss is {losses[0]}; {kept}; try a lower --lr")
+                raise InputError(
+                    f"step {step}: the loss is {values['loss']}; {kept}; try a lower --lr"
+                )
             sums.update(values | {"steps": 1})
             progress = progress_at(step, minutes)
             folder.show_progress(progress, f"step {step}, loss {values['loss']:.4f}")
@@ -200,6 +194,29 @@ def run(settings: TrainSettings, network: nn.Module, loss: Loss, device: torch.d
                 distributed.say(f"interrupted at step {step}; the same command resumes here")
                 raise KeyboardInterrupt if interrupted() == signal.SIGINT else SystemExit(REQUEUE)
     distributed.say(f"{settings.save_path / 'net_latest.pth'}: trained for {step} steps")
+
+
+def take_step(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Loss,
+    batch: tuple[Tensor, Tensor],
+    precision: str,
+    device: torch.device,
+) -> dict[str, float]:
+    """Take a step on this process's share of a batch, and return the parts of the loss."""
+    rainy, clean, weight = distributed.share_of(*batch)
+    rainy, clean = rainy.to(device), clean.to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        derained = network(rainy)
+    parts = loss(derained.float(), clean)
+    total: Tensor = sum(parts.values())
+    optimizer.zero_grad(set_to_none=True)
+    (weight * total).backward()
+    optimizer.step()
+    parts = {**parts, "loss": total}
+    numbers = weight * torch.stack(list(parts.values())).detach()
+    return dict(zip(parts, numbers.tolist(), strict=True))
 
 
 def plan(settings: TrainSettings, sets: Sequence[DerainDataset], steps: int, seconds: float) -> str:

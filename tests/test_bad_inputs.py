@@ -12,14 +12,16 @@ import torch
 from conftest import Command, one_error, scene, write, write_pairs
 
 COMMON = ("--logdir", "my_logs", "--save_path", "out")
+TRAINING = ("--init", "my_logs", "--channels", "4", "--groups", "1", "--patch_size", "32")
 COMMANDS = {
+    "train": ("train_rain100L.py", "--data_path", "pairs", "--save_path", "out", *TRAINING),
     "test": ("test_Rain100L.py", "--data_path", "pairs", *COMMON),
     "own": ("test_real.py", "--data_path", "pairs/rainy", *COMMON),
     "score": ("derain.score", "--set", "pairs", "mine=pairs/rainy"),
     "check": ("derain.sets", "pairs"),
 }
-PAIRED = ("test", "score")
-WEIGHTS = ("test", "own")
+PAIRED = ("train", "test", "score")
+WEIGHTS = ("train", "test", "own")
 RAINY, CLEAN = Path("pairs/rainy/rain-002.png"), Path("pairs/norain-002.png")
 NET = Path("my_logs/net_latest.pth")
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 1561442\n"
@@ -27,6 +29,11 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 156
 
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:300])
+
+
+def write_text(name: str) -> None:
+    Path(name).parent.mkdir()
+    Path(name).write_text("words")
 
 
 def resize(*sizes: tuple[int, int]) -> None:
@@ -45,15 +52,15 @@ def no_permission(path: Path) -> None:
 # what is wrong, how it is brought about, which commands meet it, what their line names
 TABLE: list[tuple[str, Callable[[], object], tuple[str, ...], object]] = [
     ("no folder", lambda: shutil.rmtree("pairs"), tuple(COMMANDS), "pairs"),
-    ("no rainy image", lambda: shutil.rmtree("pairs/rainy"), ("test", "own", "score"), "pairs"),
+    ("no rainy image", lambda: shutil.rmtree("pairs/rainy"), (*PAIRED, "own"), "pairs"),
     ("no clean image", CLEAN.unlink, PAIRED, RAINY.name),
     ("no rainy partner", RAINY.unlink, PAIRED, CLEAN.name),
-    ("text", lambda: RAINY.write_text("words"), ("test", "own", "score"), RAINY),
-    ("cut off", lambda: cut(RAINY), ("test", "own", "score"), RAINY),
+    ("text", lambda: RAINY.write_text("words"), (*PAIRED, "own"), RAINY),
+    ("cut off", lambda: cut(RAINY), (*PAIRED, "own"), RAINY),
     ("clean text", lambda: CLEAN.write_text("words"), PAIRED, CLEAN),
     ("a link to nothing", lambda: (RAINY.unlink(), RAINY.symlink_to("x")), ("own",), RAINY),
     ("two sizes", lambda: resize((64, 72), (40, 40)), PAIRED, CLEAN),
-    ("too small", lambda: resize((10, 40), (10, 40)), PAIRED, RAINY),
+    ("too small", lambda: resize((10, 40), (10, 40)), PAIRED, RAINY.name),
     ("no weights", NET.unlink, WEIGHTS, "my_logs"),
     ("weights of text", lambda: NET.write_text("words"), WEIGHTS, NET),
     ("weights cut off", lambda: cut(NET), WEIGHTS, NET),
@@ -61,7 +68,8 @@ TABLE: list[tuple[str, Callable[[], object], tuple[str, ...], object]] = [
     ("LFS pointer", lambda: NET.write_text(POINTER), WEIGHTS, NET),
     ("web page", lambda: NET.write_text("<!DOCTYPE html><html></html>"), WEIGHTS, NET),
     ("a file for the results", lambda: Path("out").write_text("kept"), WEIGHTS, "out"),
-    ("foreign files", lambda: write(Path("out/a.png"), scene(9)[0]), WEIGHTS, "out"),
+    ("foreign files", lambda: write(Path("out/a.png"), scene(9)[0]), ("test", "own"), "out"),
+    ("damaged state", lambda: write_text("out/state_latest.pth"), ("train",), "state_latest.pth"),
     ("no permission", lambda: no_permission(Path("out")), WEIGHTS, "out"),
 ]
 

@@ -58,7 +58,7 @@ def test_one_step_by_hand() -> None:
 
     # A second step with gradient 0: the momentum still points the same way.
     before = network.weight.detach().clone()
-    network.weight.grad.zero_()
+    network.weight.grad = torch.zeros_like(network.weight)
     optimizer.param_groups[0]["lr"] = 0.05  # as a schedule does: weight decay follows
     optimizer.step()
     assert torch.allclose(network.weight, before * (1 - 0.05 * 0.5) - 0.05 * update, atol=1e-6)
