@@ -6,7 +6,6 @@ rain darkens, blends or was compressed, no layer can be computed: their pairs ar
 and their clean images as further backgrounds.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,66 +21,74 @@ TURN, SCALE = 15.0, 1.25  # largest turn in degrees and largest scale of a varie
 MOST_CLIPPED = 0.1  # largest share of a crop's pixels that are white, where its layer is unknown
 
 Images = tuple[np.ndarray, np.ndarray]  # rainy and clean, (H, W, 3) uint8 RGB
-
-
-@dataclasses.dataclass(frozen=True)
-class Variation:
-    """The shares (0 to 1) of the crops to which each variation applies.
-
-    augment: whether crops are mirrored at random, left-right and upside down.
-    recombine: the crop gets the rain of another pair, up to a fifth stronger or fainter.
-    vary_rain: of recombined crops, the layer is turned by up to 15 degrees and scaled.
-    recolour: of recombined crops, the background gets random colours before the rain is added.
-    without_rain: of the other crops, the rainy one is the clean one.
-    """
-
-    augment: bool = False
-    recombine: float = 0.0
-    vary_rain: float = 0.0
-    recolour: float = 0.0
-    without_rain: float = 0.0
+Stage = tuple[int, int, float]  # side in pixels, crops per step, share of the run
 
 
 class RandomCrops:
     """Batches of random crops. The seed and the step decide about everything random.
 
-    shares: the parts of the crops that come from each data set.
+    shares: the parts of the crops that come from each data set. stages: of growing size, each
+    (side in pixels, crops per step, share of the run).
+
+    The others are the shares, 0 to 1, of the crops to which a variation applies:
+    augment: crops are mirrored at random, left-right and upside down, if it is not 0.
+    recombine: the crop gets the rain of another pair, up to a fifth stronger or fainter.
+    vary_rain: of recombined crops, the layer is turned by up to 15 degrees and scaled.
+    recolour: of recombined crops, the background gets random colours before the rain is added.
+    without_rain: of the other crops, the rainy one is the clean one.
+
+    Raises InputError for an image smaller than a crop, or if no pair's rain can be recombined.
     """
 
     def __init__(
         self,
         sets: Sequence[DerainDataset],
         shares: Sequence[float],
-        variation: Variation,
+        stages: Sequence[Stage],
         seed: int,
+        augment: float = 0,
+        recombine: float = 0,
+        vary_rain: float = 0,
+        recolour: float = 0,
+        without_rain: float = 0,
     ) -> None:
-        self.sets, self.variation, self.seed = sets, variation, seed % 2**32
+        self.sets, self.stages, self.seed = sets, stages, seed % 2**32
+        self.augment, self.recombine, self.vary_rain = bool(augment), recombine, vary_rain
+        self.recolour, self.without_rain = recolour, without_rain
+        for data in sets:
+            data.check_size(max(size for size, *_ in stages))
+        self.stage_ends = np.cumsum([share for *_, share in stages])
         self.ends = np.cumsum(shares) / np.sum(shares)
         self.grey_pairs = [data.grey_pairs() for data in sets]
         grey_shares = np.array(shares) * [len(pairs) > 0 for pairs in self.grey_pairs]
-        if variation.recombine and not grey_shares.any():
+        if recombine and not grey_shares.any():
             raise InputError("--recombine: no pair's rain is one grey layer; train without it")
         self.grey_ends = np.cumsum(grey_shares) / max(grey_shares.sum(), 1e-9)
 
-    def batch(self, step: int, size: int, count: int) -> tuple[Tensor, Tensor]:
-        """Return rainy and clean crops, (count, 3, size, size) float32 RGB in [0, 1] each."""
+    def batch(self, step: int, progress: float) -> tuple[Tensor, Tensor]:
+        """Return rainy and clean crops, (N, 3, side, side) float32 RGB in [0, 1] each.
+
+        progress: the share of the run that is done, which decides about the stage.
+        """
+        stage = int((progress >= self.stage_ends / self.stage_ends[-1]).sum())
+        size, count, _ = self.stages[stage]
         random = np.random.RandomState([self.seed, step])
         return to_tensors([self._crop(random, size) for _ in range(count)])
 
     def _crop(self, random: np.random.RandomState, size: int) -> Images:
         data = self.sets[draw_index(random, self.ends)]
         pair = data.pairs[random.randint(len(data.pairs))]
-        rainy, clean = crop_at_random(random, data.whole_pair(pair), size, self.variation.augment)
-        if random.rand() < self.variation.recombine:
+        rainy, clean = crop_at_random(random, data.whole_pair(pair), size, self.augment)
+        if random.rand() < self.recombine:
             return self._recombined(np.random.RandomState(random.randint(2**31)), clean)
-        if self.variation.without_rain and random.rand() < self.variation.without_rain:
+        if self.without_rain and random.rand() < self.without_rain:
             return clean, clean
         return rainy, clean
 
     def _recombined(self, random: np.random.RandomState, clean: np.ndarray) -> Images:
         """Return a clean crop, perhaps recoloured, with and without the rain of another pair."""
         layer = self._layer(random, len(clean)) * random.uniform(0.8, 1.2)
-        if self.variation.recolour and random.rand() < self.variation.recolour:
+        if self.recolour and random.rand() < self.recolour:
             clean = recoloured(random, clean)
         rainy = np.minimum(255, clean + np.round(layer).astype(np.int16)[..., None])
         return rainy.astype(np.uint8), clean
@@ -98,8 +105,8 @@ class RandomCrops:
             index = draw_index(random, self.grey_ends)
             pairs = self.grey_pairs[index]
             pair = self.sets[index].whole_pair(pairs[random.randint(len(pairs))])
-            if self.variation.vary_rain:
-                varied = random.rand() < self.variation.vary_rain
+            if self.vary_rain:
+                varied = random.rand() < self.vary_rain
             side = size
             if varied:
                 side = min(math.ceil(1.5 * size), *pair[0].shape[:2])
@@ -174,7 +181,7 @@ def folder_and_share(text: str) -> tuple[Path, float]:
     raise InputError(f"--data_path {text}: the share must be a number above 0, as in {folder}=0.6")
 
 
-def parsed_stage(text: str) -> tuple[int, int, float]:
+def parsed_stage(text: str) -> Stage:
     """'SIDE:BATCH:SHARE' -> side in pixels, crops per step, share of the run."""
     try:
         side, count, share = text.split(":")

@@ -83,7 +83,10 @@ class Muon(torch.optim.Adam):
         for kernel in kernels:
             by_shape[tuple(kernel.shape)].append(kernel)
         for same in by_shape.values():
-            momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in same]
+            for p in same:
+                if not self.state[p]:  # Adam expects the number of steps in each state it loads
+                    self.state[p] = {"step": torch.zeros(()), "momentum": torch.zeros_like(p)}
+            momenta = [self.state[p]["momentum"] for p in same]
             gradients = [p.grad for p in same]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])

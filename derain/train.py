@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from derain import distributed
 from derain.cli import check_folder, interrupts_noted, setting, text_to_paths
-from derain.crops import RandomCrops, Variation, folder_and_share, parsed_stage
+from derain.crops import RandomCrops, folder_and_share, parsed_stage
 from derain.inference import DTYPES, derain_image, load_weights, optimize
 from derain.optim import Muon, learning_rate_factor
 from derain.run_folder import RunFolder
@@ -33,6 +33,7 @@ from utils import InputError, choose_precision, environment, keep_freed_memory
 Loss = Callable[[Tensor, Tensor], dict[str, Tensor]]  # derained, clean -> named parts of the loss
 BatchOf = Callable[[int, float], tuple[Tensor, Tensor]]  # step, share of the run -> rainy, clean
 SAVE_SECONDS = 300  # between training states, in addition to each epoch's end
+VARIATIONS = ("augment", "recombine", "vary_rain", "recolour", "without_rain")  # of random crops
 REQUEUE = 75  # os.EX_TEMPFAIL: the exit status that tells a cluster to run the job again
 
 # The values of other settings that --recipe stands for. logs/README.md has their measured gains.
@@ -240,12 +241,12 @@ def check_settings(settings: TrainSettings) -> None:
         value = getattr(settings, name)
         if not 0 <= value < math.inf:
             raise InputError(f"--{name} {value}: must be a number from 0 up")
-    for field in dataclasses.fields(Variation):
-        value = getattr(settings, field.name)
+    for name in VARIATIONS:
+        value = getattr(settings, name)
         if not 0 <= value <= 1:
-            raise InputError(f"--{field.name} {value}: must be between 0 and 1")
+            raise InputError(f"--{name} {value}: must be between 0 and 1")
         if value and not settings.stages:
-            raise InputError(f"--{field.name}: needs random crops; add --recipe best or --stages")
+            raise InputError(f"--{name}: needs random crops; add --recipe best or --stages")
     for stage in settings.stages:
         parsed_stage(stage)
     if settings.minutes and settings.max_steps:
@@ -295,7 +296,12 @@ def packed(settings: TrainSettings, folder: Path, strict: bool) -> DerainDataset
 def order_of_batches(settings: TrainSettings, sets: Sequence[DerainDataset]) -> tuple[int, BatchOf]:
     """Return the steps of an epoch, and the batch as a function of step and share of the run."""
     if settings.stages:
-        return 1000, stages_of_crops(settings, sets)  # of random crops there are no epochs
+        shares = [folder_and_share(text)[1] for text in settings.data_path]
+        stages = [parsed_stage(text) for text in settings.stages]
+        variation = {name: getattr(settings, name) for name in VARIATIONS}
+        crops = RandomCrops(sets, shares, stages, settings.seed, **variation)
+        return 1000, crops.batch  # random crops have no epochs
+
     data, size, seed = sets[0], settings.batch_size, settings.seed % 2**32
     steps_per_epoch = math.ceil(len(data) / size)
 
@@ -305,25 +311,6 @@ def order_of_batches(settings: TrainSettings, sets: Sequence[DerainDataset]) -> 
         return data.batch(order[i * size : (i + 1) * size])
 
     return steps_per_epoch, published_order
-
-
-def stages_of_crops(settings: TrainSettings, sets: Sequence[DerainDataset]) -> BatchOf:
-    """Return random crops as a function of step and share of the run, in stages of growing size."""
-    stages = [parsed_stage(text) for text in settings.stages]
-    ends = np.cumsum([share for *_, share in stages])
-    for data in sets:
-        data.check_size(max(size for size, *_ in stages))
-    shares = [folder_and_share(text)[1] for text in settings.data_path]
-    names = [field.name for field in dataclasses.fields(Variation)]
-    variation = Variation(*(getattr(settings, name) for name in names))
-    crops = RandomCrops(sets, shares, variation, settings.seed)
-
-    def batch_of(step: int, progress: float) -> tuple[Tensor, Tensor]:
-        stage = int((progress >= ends / ends[-1]).sum())
-        size, count, _ = stages[stage]
-        return crops.batch(step, size, count)
-
-    return batch_of
 
 
 def initialised(settings: TrainSettings, network: nn.Module) -> nn.Module:
@@ -350,12 +337,11 @@ def validate(
     network = optimize(network, DTYPES[precision])
     scores = {}
     for data in sets:
-        psnrs, ssims = [], []
+        results = []
         for pair in data.pairs:
             rainy, clean = data.whole_pair(pair)
             derained = derain_image(network, rainy)
-            psnrs.append(psnr_y(derained, clean))
-            ssims.append(ssim_y(derained, clean))
-        scores[data.path.stem] = np.mean([psnrs, ssims], axis=1).tolist()
+            results.append((psnr_y(derained, clean), ssim_y(derained, clean)))
+        scores[data.path.stem] = np.mean(results, axis=0).tolist()
     scores["mean"] = np.mean(list(scores.values()), axis=0).tolist()
     return {name: {"psnr_y": psnr, "ssim_y": ssim} for name, (psnr, ssim) in scores.items()}

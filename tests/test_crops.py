@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import scene, write, write_pairs
 
-from derain.crops import RandomCrops, Variation, folder_and_share, parsed_stage
+from derain.crops import RandomCrops, folder_and_share, parsed_stage
 from DerainDataset import DerainDataset, prepare
 from utils import InputError
 
@@ -23,8 +23,8 @@ def write_pair(folder: Path, number: int, rainy: np.ndarray, clean: np.ndarray) 
 
 def crops_of(folder: Path, count: int, size: int = 16, **variation: float) -> list:
     """Return `count` crops of a folder: (rainy, clean) of (size, size, 3) int each."""
-    crops = RandomCrops([opened(folder)], [1.0], Variation(**variation), seed=1)
-    levels = torch.stack(crops.batch(7, size, count)) * 255
+    crops = RandomCrops([opened(folder)], [1.0], [(size, count, 1)], seed=1, **variation)
+    levels = torch.stack(crops.batch(7, 0)) * 255
     return list(levels.round().int().permute(1, 0, 3, 4, 2).numpy())
 
 
@@ -40,14 +40,16 @@ def lies_in(crop: np.ndarray, images: list[np.ndarray]) -> bool:
 def test_a_batch_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
     data = opened(write_pairs(tmp_path / "pairs", 3))
 
-    def batch(seed: int, step: int) -> torch.Tensor:
-        crops = RandomCrops([data, data], [1, 2], Variation(True, 0.5, 0.5, 0.5, 0.5), seed)
-        return torch.stack(crops.batch(step, 24, 8))
+    def batch(seed: int, step: int, progress: float = 0) -> torch.Tensor:
+        stages = [(24, 8, 1), (32, 4, 1)]
+        crops = RandomCrops([data, data], [1, 2], stages, seed, 1, 0.5, 0.5, 0.5, 0.5)
+        return torch.stack(crops.batch(step, progress))
 
     assert torch.equal(batch(5, 7), batch(5, 7))
     assert not torch.equal(batch(5, 7), batch(5, 8))
     assert not torch.equal(batch(5, 7), batch(6, 7))
-    assert batch(5, 7).shape == (2, 8, 3, 24, 24)
+    assert batch(5, 7, 0.49).shape == (2, 8, 3, 24, 24)
+    assert batch(5, 7, 0.5).shape == (2, 4, 3, 32, 32)
 
 
 def test_crops_are_pieces_of_pairs(tmp_path: Path) -> None:
@@ -67,8 +69,8 @@ def test_folders_keep_their_shares(tmp_path: Path) -> None:
         write_pair(tmp_path / str(level), 1, clean + np.uint8(10), clean)
     sets = [opened(tmp_path / str(level)) for level in (50, 100, 150)]
     for recombine in (0.0, 1.0):
-        crops = RandomCrops(sets, [1, 2, 5], Variation(recombine=recombine), seed=0)
-        _, clean = crops.batch(0, 16, 800)
+        crops = RandomCrops(sets, [1, 2, 5], [(16, 800, 1)], seed=0, recombine=recombine)
+        _, clean = crops.batch(0, 0)
         _, counts = np.unique(clean[:, 0, 0, 0].numpy(), return_counts=True)
         assert counts / 100 == pytest.approx([1, 2, 5], abs=0.4)
 
@@ -101,8 +103,8 @@ def test_only_pairs_with_a_grey_layer_give_rain(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--recombine"):
         crops_of(tmp_path / "blended", 1, recombine=1)
     sets = [opened(tmp_path / name) for name in ("blended", "mixed")]
-    crops = RandomCrops(sets, [0.9, 0.1], Variation(recombine=1.0), seed=0)
-    rainy, dry = crops.batch(0, 16, 60)
+    crops = RandomCrops(sets, [0.9, 0.1], [(16, 60, 1)], seed=0, recombine=1)
+    rainy, dry = crops.batch(0, 0)
     layers = ((rainy - dry) * 255).round()
     assert 32 <= layers.min() < 36 < 44 < layers.max() <= 48
 
