@@ -101,6 +101,7 @@ def write_figure(
         for row, row_axes in zip(rows, np.split(axes, len(rows)), strict=True):
             draw_row(row_axes, row, crop)
         dpi = np.clip(width / COLUMN, 100, 200)  # about one pixel of the PNG for one of the image
+        dpi = min(dpi, 60_000 / size[1])  # matplotlib draws fewer than 65,536 pixels
         with atomic_path(path, path.suffix) as temporary:
             figure.savefig(temporary, dpi=dpi, bbox_inches="tight", pad_inches=0.05)
 
@@ -123,8 +124,11 @@ def draw_row(axes: np.ndarray, row: Row, crop: Crop | None) -> None:
         column[0].imshow(image)
         column[0].indicate_inset((x, y, w, h), edgecolor="red", alpha=1)
         column[1].imshow(image[part])
-        if row.clean is not None and name in row.images:
+        if name == "clean":
+            column[-1].set_xlabel("PSNR / SSIM (Y)")
+        elif row.clean is not None and name in row.images:
             if len(column) == 3:
+                axes[2, 0].set_ylabel(f"error (x{GAIN})")
                 column[2].imshow(difference(image, clean)[part])
             column[-1].set_xlabel(f"{psnr_y(image, clean):.2f} dB / {ssim_y(image, clean):.4f}")
 
