@@ -28,21 +28,13 @@ from derain.images import (
     write_image,
 )
 from derain.inference import Loader, derain_image, open_network, parse_tile, weights_file
-from derain.page import write_page
 from derain.pairs import Pair, find_pairs, find_rainy, list_images, rainy_file, read_pair
-from derain.results import (
-    Result,
-    check_outputs,
-    draw_figure,
-    page_items,
-    record_sources,
-    write_tables,
-)
+from derain.results import Result, draw_figure, record_sources, write_results
 from derain.sets import TestSet, identify_pairs
 from derain.synthesize import stand_in, synthetic_label
 from derain.video import KEPT_CONTAINERS, derain_video, is_video
 from networks import load_network
-from SSIM import image_metrics
+from SSIM import PROTOCOL, image_metrics
 from utils import (
     InputError,
     choose_device,
@@ -107,7 +99,10 @@ def evaluate(
     network = open_network(weights, device, precision, load)
 
     inputs, label, folder = find_inputs(settings, test_set)
-    results = plan_results(settings, folder, inputs)
+    names = result_names(settings, inputs)
+    check_figure(settings.figure, settings.crop, names)
+    results = [Result(name, item) for name, item in zip(names, inputs, strict=True)]
+    record_outputs(settings, folder, results)
     note(f"{label}: {len(inputs)} files, weights {weights}, {device} {precision}")
 
     done: list[Result] = []
@@ -144,13 +139,11 @@ def evaluate(
     if images and not settings.out:
         about = {"weights": {"path": weights, "sha256": checksum}, "errors": errors}
         about |= {"settings": dataclasses.asdict(settings), "environment": environment(device)}
-        table = write_tables(folder, label, test_set, images, about)
-        items = page_items(folder, images)
-        if settings.page:
-            write_page(folder, label, f"Weights {weights}.", table, items, "rainy", "derained")
+        table = write_results(folder, label, test_set, images, about, settings.page)
         if settings.figure is not None:
-            draw_figure(folder / "figure.png", settings.figure, settings.crop, items)
-        print(table)
+            draw_figure(folder, images, settings.figure, settings.crop)
+        if table:
+            print(f"{label}, {len(images)} pairs ({PROTOCOL})\n{table}")
     print(f"{len(done)} results in {settings.out or folder}")
     if errors:
         raise InputError(f"{len(errors)} of {len(inputs)} files failed; see the lines above")
@@ -225,11 +218,14 @@ def check_settings(settings: EvalSettings, test_set: TestSet | None) -> None:
         raise InputError("--suffix, --format and --out: are for own images, in test_real.py")
     if test_set and len(settings.data_path) > 1:
         raise InputError(f"--data_path: {test_set.name} takes one folder of pairs")
-    if settings.out and not (len(settings.data_path) == 1 and settings.data_path[0].is_file()):
-        raise InputError("--out: takes a single file in --data_path; use --save_path for more")
-    formats = (".png", ".jpg", ".jpeg", ".webp")
-    if settings.out and settings.out.suffix.lower() not in formats and not is_video(settings.out):
-        raise InputError(f"--out {settings.out}: images are saved as .png, .jpg or .webp")
+    if settings.out:
+        if len(settings.data_path) != 1 or not settings.data_path[0].is_file():
+            raise InputError("--out: takes a single file in --data_path; use --save_path for more")
+        if settings.out.resolve() == settings.data_path[0].resolve():
+            raise InputError(f"--out {settings.out}: would replace the input")
+        formats = (".png", ".jpg", ".jpeg", ".webp")
+        if not is_video(settings.data_path[0]) and settings.out.suffix.lower() not in formats:
+            raise InputError(f"--out {settings.out}: images are saved as .png, .jpg or .webp")
 
 
 def find_inputs(
@@ -302,29 +298,6 @@ def own_files(path: Path, recursive: bool, results: Path) -> list[Path]:
     return files
 
 
-def plan_results(
-    settings: EvalSettings, folder: Path, inputs: Sequence[Pair | Path]
-) -> list[Result]:
-    """Return the results to make, and record their inputs in sources.json.
-
-    Raises InputError if a result would replace an input, the result of another one, or any file
-    that is no result.
-    """
-    results = []
-    for item, name in zip(inputs, result_names(settings, inputs), strict=True):
-        results.append(Result(name, item))
-    check_figure(settings.figure, settings.crop, [result.name for result in results])
-    outputs = [folder / result.name for result in results]
-    if settings.show_rain:
-        outputs += [folder / "rain" / result.name for result in results]
-    if settings.figure is not None:
-        outputs.append(folder / "figure.png")
-    check_outputs(outputs, inputs)
-    if not settings.out:
-        record_sources(folder, results)
-    return results
-
-
 def result_names(settings: EvalSettings, inputs: Sequence[Pair | Path]) -> list[str]:
     """Return the names of the results: those of the inputs, with new suffixes.
 
@@ -334,10 +307,12 @@ def result_names(settings: EvalSettings, inputs: Sequence[Pair | Path]) -> list[
     if settings.out:
         return [settings.out.name]
     files = [Path(os.path.normpath(rainy_file(item).absolute())) for item in inputs]
-    folders = [path.absolute() for path in settings.data_path if path.is_dir()]
-    root = os.path.commonpath([*map(os.path.normpath, folders), *(file.parent for file in files)])
     stems = [file.stem for file in files]
     if settings.recursive or len({stem.casefold() for stem in stems}) < len(stems):
+        folders = [
+            os.path.normpath(path.absolute()) for path in settings.data_path if path.is_dir()
+        ]
+        root = os.path.commonpath([*folders, *(file.parent for file in files)])
         stems = [file.relative_to(root).with_suffix("").as_posix() for file in files]
     counts = Counter(stem.casefold() for stem in stems)
     names = []
@@ -349,3 +324,15 @@ def result_names(settings: EvalSettings, inputs: Sequence[Pair | Path]) -> list[
             ending = file.suffix if file.suffix.lower() in KEPT_CONTAINERS else ".mp4"
         names.append(f"{stem}{settings.suffix}{ending}")
     return names
+
+
+def record_outputs(settings: EvalSettings, folder: Path, results: Sequence[Result]) -> None:
+    """Record which files will be written for which inputs. Raises as record_sources does."""
+    if settings.out:
+        return
+    outputs = [(result.name, result.source) for result in results]
+    if settings.show_rain:
+        outputs += [(f"rain/{result.name}", result.source) for result in results]
+    if settings.figure is not None:
+        outputs.append(("figure.png", folder / "figure.png"))
+    record_sources(folder, outputs)

@@ -1,11 +1,11 @@
-"""Results of a test: results.csv, results.json, the table of means, the page and the figure."""
+"""Results of a test: whose they are, results.csv, results.json, the table, the page, the figure."""
 
 import csv
 import io
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ Means = dict[str, float | None]  # by metric
 class Result:
     """A derained image or film. name: its file in the results' folder. item: its input.
 
-    milliseconds: an image's time in the network. scores: by metric, those of the rainy image by
-    input_ and the metric; empty without a clean image.
+    milliseconds: an image's time in the network. scores: by metric, those of the rainy image with
+    the prefix input_; empty without a clean image.
     """
 
     name: str
@@ -41,44 +41,38 @@ class Result:
         return rainy_file(self.item)
 
 
-def check_outputs(outputs: Sequence[Path], inputs: Sequence[Pair | Path]) -> None:
-    """Raise InputError if an output would replace an input or another output."""
-    files = [rainy_file(item) for item in inputs]
-    files += [item.clean for item in inputs if isinstance(item, Pair)]
-    taken = {os.path.realpath(file).casefold() for file in files}
-    for output in outputs:
-        place = os.path.realpath(output).casefold()  # some systems ignore capitals
-        if place in taken:
-            raise InputError(f"{output}: is an input or another result; choose another --save_path")
-        taken.add(place)
+def record_sources(folder: Path, outputs: Iterable[tuple[str, Path]]) -> None:
+    """Add to sources.json in the results' folder which input each file there comes from.
 
-
-def record_sources(folder: Path, results: Sequence[Result]) -> None:
-    """Add to sources.json, in the results' folder, which input each result comes from."""
+    outputs: names of files and their inputs. Raises InputError if one would replace a file that
+    comes from another input, or that is no result.
+    """
     record = folder / "sources.json"
     sources: dict[str, str] = {}
     if record.exists():
         sources = json.loads(record.read_text(encoding="utf-8"))
     elif any(folder.glob("[!.]*")):
         raise InputError(f"{folder}: holds other files than results; choose another --save_path")
-    for result in results:
-        source = os.path.realpath(result.source)
-        other = sources.get(result.name, "another program")
-        if other != source and (folder / result.name).exists():
-            what = f"is the result of {other}, not of {source}"
-            raise InputError(f"{folder / result.name}: {what}; choose another --save_path")
-        sources[result.name] = source
-    write_json(record, sources)
+    added: dict[str, str] = {}
+    for name, path in outputs:
+        source = os.path.realpath(path)
+        other = added.get(name) or sources.get(name, "another program")
+        if other != source and (name in added or (folder / name).exists()):
+            what = f"would be the result of {other} and of {source}"
+            raise InputError(f"{folder / name}: {what}; choose another --save_path")
+        added[name] = source
+    write_json(record, sources | added)
 
 
-def write_tables(
+def write_results(
     folder: Path,
     label: str,
     test_set: TestSet | None,
     results: Sequence[Result],
     about: dict[str, Any],
+    with_page: bool,
 ) -> str:
-    """Write results.csv and results.json; return the table of means, empty without a test set.
+    """Write results.csv, results.json and the page; return the table, empty for own images.
 
     label: what tables call the images. about: for results.json, besides the scores.
     """
@@ -95,13 +89,16 @@ def write_tables(
     means, table = {}, ""
     if test_set:
         means = means_by_line(label, test_set, results)
-        table = f"{label}, {len(rows)} pairs ({PROTOCOL})\n{as_text(means)}"
+        table = as_text(means)
         equal = sum(math.isinf(result.scores["psnr_y"]) for result in results)
         if equal:
             table += f"\n{equal} images equal their clean ones; PSNR is the mean over the others"
-    data_set = {"name": label, "images": len(rows)}
-    content = {"data_set": data_set, "protocol": PROTOCOL, "means": means, **about}
-    write_json(folder / "results.json", content)
+    about |= {"data_set": {"name": label, "images": len(rows)}, "protocol": PROTOCOL}
+    write_json(folder / "results.json", about | {"means": means})
+    if with_page:
+        items = page_items(folder, results)
+        note = f"{len(rows)} images. Protocol of scores: {PROTOCOL}."
+        page.write_page(folder, label, note, table, items, "rainy", "derained")
     return table
 
 
@@ -126,9 +123,9 @@ def mean(results: Sequence[Result], prefix: str = "") -> Means:
     """Return the mean of each metric; infinite PSNR, of images equal to clean ones, is left out."""
     means: Means = {}
     for metric in METRICS:
-        values = [result.scores[prefix + metric] for result in results]
-        finite = [value for value in values if math.isfinite(value)]
-        means[metric] = float(np.mean(finite or values))
+        values = np.array([result.scores[prefix + metric] for result in results])
+        finite = np.isfinite(values)
+        means[metric] = float(values[finite].mean() if finite.any() else values.mean())
     return means
 
 
@@ -145,7 +142,7 @@ def as_text(lines: dict[str, Means]) -> str:
 
 
 def page_items(folder: Path, results: Sequence[Result]) -> list[page.Item]:
-    """Return the images for the page."""
+    """Return the images for the page and the figure."""
     items = []
     for result in results:
         files = {"rainy": result.source, "derained": folder / result.name}
@@ -158,16 +155,16 @@ def page_items(folder: Path, results: Sequence[Result]) -> list[page.Item]:
     return items
 
 
-def draw_figure(path: Path, names: Sequence[str], crop: Any, items: Sequence[page.Item]) -> None:
-    """Draw the images that --figure names, or those of largest, median and smallest gain."""
-    by_name = {item.name: item for item in items}
-    gains = {item.name: item.gain("rainy", "derained") for item in items if item.scores}
+def draw_figure(
+    folder: Path, results: Sequence[Result], names: Sequence[str], crop: Sequence[int] | None
+) -> None:
+    """Draw figure.png of the images named, or of those of largest, median and smallest gain."""
+    items = {item.name: item for item in page_items(folder, results)}
+    gains = {name: item.gain("rainy", "derained") for name, item in items.items() if item.scores}
     rows = []
-    for name in figure.choose_images(list(by_name), names, gains):
-        images = {version: read_rgb(file) for version, file in by_name[name].files.items()}
+    for name in figure.choose_images(list(items), names, gains):
+        images = {version: read_rgb(file) for version, file in items[name].files.items()}
         clean = images.pop("clean", None)
-        title = name
-        if gains:
-            title += f", {gains[name]:+.2f} dB"
+        title = f"{name}, {gains[name]:+.2f} dB" if gains else name
         rows.append(figure.Row(title, images, clean))
-    figure.write_figure(path, rows, crop)
+    figure.write_figure(folder / "figure.png", rows, crop)
