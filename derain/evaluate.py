@@ -309,10 +309,9 @@ def result_names(settings: EvalSettings, inputs: Sequence[Pair | Path]) -> list[
     files = [Path(os.path.normpath(rainy_file(item).absolute())) for item in inputs]
     stems = [file.stem for file in files]
     if settings.recursive or len({stem.casefold() for stem in stems}) < len(stems):
-        folders = [
-            os.path.normpath(path.absolute()) for path in settings.data_path if path.is_dir()
-        ]
-        root = os.path.commonpath([*folders, *(file.parent for file in files)])
+        folders = [path.absolute() for path in settings.data_path if path.is_dir()]
+        folders += [file.parent for file in files]
+        root = os.path.commonpath([os.path.normpath(folder) for folder in folders])
         stems = [file.relative_to(root).with_suffix("").as_posix() for file in files]
     counts = Counter(stem.casefold() for stem in stems)
     names = []
