@@ -1,30 +1,42 @@
-"""A video, derained frame by frame through PyAV (`pip install av`): each frame comes out as it would as an image.
+"""Films: every frame is derained; times, colours and sound stay as they are.
 
-Timestamps, aspect ratio, colour matrix and range, bit depth (8 or 10), metadata and sound stay as they are. The frames
-are encoded again, upright, in 4:2:0 (odd sizes in 4:4:4, which keeps them); alpha is dropped.
+The result grows in a hidden folder beside the target, in a file that plays even if the process is
+killed. The next call copies its complete frames and derains the others.
 """
 
+import hashlib
 import math
-import time
+import shutil
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from derain.cli import interrupts_noted
-from utils import InputError, atomic_path
+from utils import InputError
 
-VIDEO_SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp"}
-KEPT_CONTAINERS = {".mp4", ".mov", ".m4v", ".mkv"}  # others become .mp4
+try:
+    import av
+except ImportError:  # an extra requirement
+    av = None
+
+VIDEO_SUFFIXES = {".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
+VIDEO_SUFFIXES |= {".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
+KEPT_CONTAINERS = (".mp4", ".mov", ".m4v", ".mkv")
+# An MP4 of fragments plays as far as it was written. FFmpeg makes a usual one of it at the end.
+FRAGMENTS = "hybrid_fragmented+frag_keyframe+delay_moov"
+ENCODER = {"g": "50", "x265-params": "open-gop=0:log-level=error"}  # a film resumes at a key frame
+REPACKING = {"aac": "aac_adtstoasc", "h264": "h264_mp4toannexb", "hevc": "hevc_mp4toannexb"}
 MATRICES = (1, 2, 4, 5, 6, 7, 9)  # that PyAV converts, in FFmpeg's numbers; 2 is unspecified
-BT709, LIMITED = 1, 1
-FRAME_DURATION = 1 << 8  # the codec flag by which packets last as long as their frames
-CONTAINER_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder"}  # which the writer sets itself
 
 
 def is_video(path: Path) -> bool:
-    """Whether a path is a video's, by its suffix."""
+    """Return whether a path is a video file, by its suffix."""
     return path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()
 
 
@@ -37,238 +49,270 @@ def derain_video(
     start: float = 0.0,
     duration: float | None = None,
 ) -> Path:
-    """Derain a video file and return the file written: `target`, or with .mp4 in place of a suffix that can't be kept.
+    """Derain a film and return the file written.
 
-    derain: one frame, (H, W, 3) RGB, uint8 or (of videos with more than 8 bits) uint16. codec, crf: of the encoder.
-    start, duration: the part to derain, in seconds. The file appears when it is complete. After Ctrl-C or SIGTERM
-    it holds the frames so far, and KeyboardInterrupt is raised.
-
-    Raises InputError if PyAV is not installed, or the video is damaged, cut off, or can't be read or written.
+    derain: a frame -> the same, (H, W, 3) RGB, uint8, or uint16 if it has more than 8 bits.
+    start, duration: the part to derain, in seconds from the first frame.
+    Raises InputError before the first frame if film, codec or container can't be used, or where
+    the film is damaged; KeyboardInterrupt after Ctrl-C or SIGTERM. The same call resumes.
     """
-    try:
-        import av
-    except ImportError as error:
-        raise InputError(f"{source}: videos need PyAV: pip install av") from error
-    if tuple(map(int, av.__version__.split(".")[:2])) < (17, 1):  # older ones convert BT.709 and 10 bits wrongly
-        raise InputError(f"{source}: PyAV {av.__version__} is too old for videos: pip install 'av>=17.1'")
-    end = math.inf if duration is None else start + duration
-    if not 0 <= start < end:
-        raise InputError(f"--start {start:g} --duration {duration}: give seconds, from 0 and above 0")
-    if not source.is_file():
-        raise InputError(f"{source}: no such video; check its spelling")
     if target.suffix.lower() not in KEPT_CONTAINERS:
-        target = target.with_suffix(".mp4")
-    if target.resolve() == source.resolve():
-        raise InputError(f"{target}: would replace the input; choose another file or folder")
+        raise InputError(f"{target}: films are written as .mp4, .mov, .m4v or .mkv; rename it")
+    first, begin, end, total = _inspect(source, start, duration)
+    folder = target.with_name(f".{target.name}.unfinished")
+    noise = np.random.RandomState(0).randint(0, 256, (64, 64, 3)).astype(np.uint8)
+    made_of = (source.stat().st_size, source.stat().st_mtime, codec, crf, start)
+    key = hashlib.sha256(repr(made_of).encode() + derain(noise).tobytes()).hexdigest()[:8]
+    paths = [folder / f"{key}-{number}{target.suffix}" for number in (1, 2)]
+    work, kept = sorted(paths, key=lambda path: sum(1 for _ in _complete_packets(path)))
+    complete = _complete_packets(kept)
+    options = {"flush_packets": "1"}
+    if target.suffix.lower() != ".mkv":
+        options["movflags"] = FRAGMENTS
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with av.open(f"file:{source}") as reader:  # a name may hold a colon
-            first, total, times = _inspect(source, reader, start, end)
-        reader = av.open(f"file:{source}")
+        with (
+            interrupts_noted() as interrupted,
+            tqdm(desc=source.name, total=total, unit="frame", leave=False) as progress,
+            av.open(f"file:{work}", "w", options=options) as writer,
+        ):
+            picture, sound = _add_streams(writer, source, first, codec, crf)
+            clock: dict[int, Fraction] = {}
+            for item in _read(source, first, begin, end):
+                if interrupted():
+                    break
+                if isinstance(item, av.Packet):
+                    copy, repacking = sound[item.stream_index]
+                    _mux(writer, repacking.filter(item), copy, clock)
+                    continue
+                packets = [next(complete, None)]
+                if packets == [None]:
+                    packets = picture.encode(_frame(derain(_rgb(item)), item, picture))
+                _mux(writer, packets, picture, clock)
+                progress.update()
+            _mux(writer, picture.encode(None), picture, clock)
+        if interrupted():
+            note = f"{source}: {progress.n} of {total} frames are done; the same command resumes"
+            tqdm.write(note, sys.stderr)
+            raise KeyboardInterrupt
+        work.replace(target)
+        shutil.rmtree(folder, ignore_errors=True)
     except av.FFmpegError as error:
-        raise InputError(f"{source}: cannot be read as a video ({error.strerror}); convert it with ffmpeg") from error
-    with interrupts_noted() as interrupted, reader, atomic_path(target, target.suffix) as temporary:
-        try:
-            options = {} if target.suffix.lower() == ".mkv" else {"movflags": "use_metadata_tags"}  # any tag is kept
-            with av.open(f"file:{temporary}", "w", options=options) as writer:
-                streams = _add_streams(source, reader, writer, first, codec, crf)
-                items = _read(source, reader, list(streams), first, start, end, times)
-                count = _copy(items, writer, streams, derain, total, interrupted)
-        except av.FFmpegError as error:
-            if isinstance(error, OSError):  # such as a full disk; atomic_path sets its file name, unlike PyAV's
-                raise OSError(error.errno, error.strerror) from error
-            how = f"--codec {codec} --crf {crf}"
-            raise InputError(f"{target}: cannot be written with {how} ({error.strerror}); change them") from error
-        if not count:
-            raise KeyboardInterrupt if interrupted() else InputError(f"{source}: no frame can be read; get it again")
-    print(f"\n{count} frames in {target}", flush=True)
-    if interrupted():
-        print("interrupted: the video ends there; the same command starts again", flush=True)
-        raise KeyboardInterrupt
+        if isinstance(error, OSError):  # such as a full disk
+            raise OSError(error.errno, error.strerror, str(target)) from error
+        raise InputError(f"{target}: cannot be written: {error.strerror}") from error
+    finally:
+        if next(_complete_packets(work), None) is None:
+            work.unlink(missing_ok=True)
+        with suppress(OSError):  # something is kept there
+            folder.rmdir()
     return target
 
 
-def _inspect(source: Path, reader: Any, start: float, end: float) -> tuple[Any, int, list[int]]:
-    """Return the first frame, how many lie between two times, and all timestamps if frames don't bring them (AVI).
-
-    Reads on without decoding, because a file that was cut off should fail now and not after hours.
-    """
-    if not reader.streams.video:
-        raise InputError(f"{source}: has no video stream; name another file")
-    video, avi = reader.streams.video[0], reader.format.name == "avi"
-    first, times, reached = None, [], 0.0
-    for packet in reader.demux(video, *reader.streams.audio):
-        if first is None and packet.stream is video:
-            first = next(iter(_decoded(packet)), None)
-        pts = packet.dts if avi or packet.pts is None else packet.pts
-        if pts is None:
-            continue
-        seconds = _seconds(reader, packet, pts)
-        decoded = seconds if packet.dts is None else _seconds(reader, packet, packet.dts)
-        if seconds < end and packet.is_corrupt:
-            raise _damage(source, decoded, start)
-        if packet.stream is video:
-            if decoded >= end:
-                break
-            times.append(pts)
-        reached = max(reached, seconds + float((packet.duration or 0) * packet.time_base))
-    announced = (reader.duration or 0) / 1e6
-    if avi and video.average_rate:  # FFmpeg shortens the duration to the length of the file
-        announced = float(video.frames / video.average_rate)
-    elif reader.format.name.startswith("mpeg"):  # FFmpeg estimates the duration, there is nothing to compare with
-        announced = 0
-    if reached < min(announced, end) - max(0.1, 2 / (video.average_rate or 25)):
-        raise _damage(source, reached, start)
-    if first is None:
-        raise InputError(f"{source}: no frame can be read; get the video again")
-    count = sum((start or -math.inf) <= _seconds(reader, video, pts) < end for pts in times)
-    if not count:
-        raise InputError(f"{source}: no frame is left after --start {start:g}, as it lasts {reached:.1f} seconds")
-    return first, count, sorted(times) if avi else []
-
-
-def _seconds(reader: Any, item: Any, pts: int) -> float:
-    """Return the time of a packet's or frame's timestamp, in seconds from the beginning of the file."""
-    return float(pts * item.time_base) - (reader.start_time or 0) / 1e6
-
-
-def _damage(source: Path, seconds: float, start: float) -> InputError:
-    usable = math.floor(10 * (seconds - start)) / 10
-    part = f", or derain what comes before with --duration {usable:g}" if usable > 0 else ""
-    return InputError(f"{source}: damaged or cut off at {seconds:.1f} seconds; get it again{part}")
-
-
-def _decoded(packet: Any) -> list[Any]:
-    """Return the frames of one of the first packets; a recording that starts between key frames has none at first."""
-    import av
-
+def _open(source: Path) -> tuple[Any, Any]:
+    """Open a video file; return its reader and the stream of the picture."""
+    if av is None or tuple(map(int, av.__version__.split(".")[:2])) < (17, 1):
+        raise InputError(f"{source}: films need PyAV: pip install 'av>=17.1'")
     try:
-        return [frame for frame in packet.decode() if not frame.is_corrupt]
-    except av.FFmpegError:
-        return []
+        reader = av.open(f"file:{source}")  # a name may hold a colon
+    except av.FFmpegError as error:
+        raise InputError(f"{source}: cannot be read as a film: {error.strerror}") from error
+    for video in reader.streams.video:
+        is_cover = video.disposition & av.stream.Disposition.attached_pic
+        if not is_cover and not reader.format.name.endswith("_pipe"):  # an image
+            return reader, video
+    raise InputError(f"{source}: holds no film; name another file")
 
 
-def _read(
-    source: Path, reader: Any, streams: list[Any], first: Any, start: float, end: float, times: list[int]
-) -> Iterator[tuple[Any, np.ndarray | None]]:
-    """Yield (packet of sound, None) and (frame, upright RGB) between two times; `start` becomes time zero."""
-    import av
+def _decode(packet: Any) -> list[Any] | None:
+    """Return the frames of a packet; None if it is damaged."""
+    with suppress(av.FFmpegError):
+        frames = packet.decode()
+        if not any(frame.is_corrupt for frame in frames):
+            return frames
+    return None
 
-    video, last, number, done = streams[0], None, 0, False
+
+def _inspect(source: Path, start: float, duration: float | None) -> tuple[Any, Any, Any, int]:
+    """Return the first frame, where to begin and end on the file's clock, and how many frames.
+
+    Reads the whole file: if it was cut off, or joined of several, the InputError comes now.
+    """
+    reader, video = _open(source)
+    first, clock, reached = None, [-math.inf], Fraction(0)
+    for packet in reader.demux():
+        if packet.stream is video and first is None:
+            first = next(iter(_decode(packet) or ()), None)
+        if packet.pts is not None:
+            reached = max(reached, (packet.pts + (packet.duration or 0)) * packet.time_base)
+        if packet.stream is video and packet.dts is not None:
+            clock.append(packet.dts * packet.time_base)
+            if clock[-1] < clock[-2] - 1:
+                fix = f"first give it one: ffmpeg -i {source} -c copy NEW.mkv"
+                raise InputError(f"{source}: its clock starts again, as in joined files; {fix}")
+    if first is None or first.pts is None:
+        raise InputError(f"{source}: no frame can be read; get it again")
+    begin = first.pts * first.time_base + Fraction(str(start))
+    end = begin + Fraction(str(duration or 10**9))
+    announced = 0.0  # in other containers an estimate
+    if reader.format.name.startswith(("mov", "matroska")):
+        announced = (reader.duration or 0) / 1e6
+    if reached < min(end, announced - 0.5):
+        fix = f"get it again, or add --duration {float(reached - begin) - 0.05:.1f}"
+        raise InputError(f"{source}: ends early, as if cut off; {fix}")
+    if start < 0 or begin >= reached:
+        raise InputError(f"{source}: no frame from --start {start} on")
+    return first, begin, end, sum(begin <= time < end for time in clock)
+
+
+def _read(source: Path, first: Any, begin: Fraction, end: Fraction) -> Iterator[Any]:
+    """Yield packets of sound and frames like `first`, deinterlaced; `begin` becomes time 0.
+
+    Raises InputError at damage.
+    """
+    reader, video = _open(source)
     video.thread_type = "AUTO"  # several threads decode ahead
-    begin = start or -math.inf  # sound may begin just before zero
-    if start and not times:
-        reader.seek(int(1e6 * start) + (reader.start_time or 0))
-    for packet in reader.demux(*streams):
-        seconds = math.nan if packet.dts is None else _seconds(reader, packet, packet.dts)
+    graph = av.filter.Graph()
+    yadif = graph.add("yadif", "deint=interlaced")
+    graph.link_nodes(graph.add_buffer(template=video), yadif, graph.add("buffersink")).configure()
+    size = (first.width, first.height)
+    last = first.pts - 1
+    for packet in reader.demux(video, *reader.streams.audio):
         if packet.stream is not video:
-            if begin <= seconds < end:
-                packet.dts, packet.pts = (t - round(start / packet.time_base) for t in (packet.dts, packet.pts))
-                yield packet, None
+            if packet.pts is not None:
+                packet.pts = packet.dts = packet.pts - round(begin / packet.time_base)
+                # Decoders need some sound before the first that is heard.
+                if -0.1 <= packet.pts * packet.time_base < end - begin:
+                    yield packet
             continue
-        if done:
-            if seconds >= end + 1:  # until then sound may follow
-                return
-            continue
-        done = seconds >= end
-        try:
-            frames = video.codec_context.decode(None) if done else _decoded(packet) if last is None else packet.decode()
-        except av.FFmpegError as error:
-            raise _damage(source, 0 if last is None else _seconds(reader, video, last), start) from error
+        if last * video.time_base >= end:
+            continue  # only sound follows
+        frames = _decode(packet)
+        if frames is None and last < first.pts:
+            continue  # a recording may begin between key frames
+        if frames is None or {(frame.width, frame.height) for frame in frames} - {size}:
+            seconds = float(last * video.time_base - begin) - 0.05  # rounded down
+            fix = f"get it again, or add --duration {seconds:.1f}"
+            raise InputError(f"{source}: damaged, or of another size from there on; {fix}")
         for frame in frames:
-            pts, number = times[number] if number < len(times) else frame.pts, number + 1
-            if pts is None or (last is not None and pts < last):
-                raise InputError(f"{source}: times run backwards; correct them: ffmpeg -i {source} -c copy NEW.mkv")
-            seconds = _seconds(reader, video, pts)
-            if frame.is_corrupt:
-                raise _damage(source, seconds, start)
-            if (frame.width, frame.height) != (first.width, first.height):
-                raise InputError(f"{source}: from {seconds:.1f} seconds on frames have another size; split it there")
-            if pts != last and begin <= seconds < end:
-                frame.pts, frame.time_base = pts - round(start / video.time_base), video.time_base
-                yield frame, _upright(frame, frame.to_ndarray(format="rgb48le" if _is_deep(frame) else "rgb24"))
-            last = pts
+            if frame.pts is None or reader.format.name == "avi":  # which stores no times
+                frame.pts = last + 1
+            last = frame.pts = max(frame.pts, last + 1)
+            if begin <= last * video.time_base < end:
+                frame.pts -= round(begin / video.time_base)
+                graph.push(frame)
+                with suppress(BlockingIOError):  # yadif waits for the next frame
+                    yield graph.pull()
+    graph.push(None)
+    with suppress(EOFError):
+        yield graph.pull()
 
 
-def _is_deep(frame: Any) -> bool:
-    return max(component.bits for component in frame.format.components) > 8
-
-
-def _upright(frame: Any, image: np.ndarray) -> np.ndarray:
-    """Return an image (H, W, C) turned and mirrored by the frame's matrix, as players show it."""
+def _rgb(frame: Any) -> np.ndarray:
+    """Return a frame as (H, W, 3) RGB, uint8, or uint16 if it has more than 8 bits, upright."""
+    bits = max(component.bits for component in frame.format.components)
+    image = frame.to_ndarray(format="rgb48le" if bits > 8 else "rgb24")
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return image
     a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5]  # x' = a x + c y, y' = b x + d y
-    if abs(b) > abs(a):
+    if b:
         image, a, d = image.swapaxes(0, 1), c, b
-    return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+    return np.ascontiguousarray(image[:: np.sign(d), :: np.sign(a)])
 
 
-def _add_streams(source: Path, reader: Any, writer: Any, first: Any, codec: str, crf: int) -> dict[Any, Any]:
-    """Add a video stream for frames like the first, and copies of the sound; return them by the streams to read."""
-    video = reader.streams.video[0]
-    try:
-        output = writer.add_stream(codec, rate=video.average_rate or 25, options={"crf": str(crf)})
-        sound = {stream: writer.add_stream_from_template(stream) for stream in reader.streams.audio}
-    except (ValueError, TypeError) as error:
-        what = f"{source} with --codec {codec}"
-        raise InputError(f"{what}: {error}; choose another codec, or convert the video with ffmpeg") from error
-    context = output.codec_context
-    height, width = _upright(first, np.empty((first.height, first.width, 0))).shape[:2]
-    chroma = "444" if height % 2 or width % 2 else "420"
-    output.width, output.height, output.pix_fmt = width, height, f"yuv{chroma}p{'10le' if _is_deep(first) else ''}"
-    context.time_base, context.flags = video.time_base, context.flags | FRAME_DURATION
-    if aspect := video.sample_aspect_ratio:
-        context.sample_aspect_ratio = aspect if (height, width) == (first.height, first.width) else 1 / aspect
-    known = first.colorspace in MATRICES  # RGB, for one, is not
-    context.colorspace, context.color_range = (first.colorspace, first.color_range) if known else (BT709, LIMITED)
-    context.color_primaries, context.color_trc = video.codec_context.color_primaries, video.codec_context.color_trc
-    tags = {tag: text for tag, text in reader.metadata.items() if tag not in CONTAINER_TAGS}
-    if "creation_time" in tags:
-        tags["creation_time"] = tags["creation_time"].split(";")[0]  # FFmpeg 9 finds it in two places
-    writer.metadata.update(tags)
-    for stream, copy in sound.items():
-        copy.metadata.update(stream.metadata)  # its language
-    if others := [stream.type for stream in reader.streams if stream is not video and stream not in sound]:
-        print(f"{source}: one video stream and the sound are kept; left out: {', '.join(others)}", flush=True)
-    return {video: output, **sound}
-
-
-def _copy(
-    items: Iterator[tuple[Any, np.ndarray | None]],
-    writer: Any,
-    streams: dict[Any, Any],
-    derain: Callable[[np.ndarray], np.ndarray],
-    total: int,
-    interrupted: Callable[[], bool],
-) -> int:
-    """Derain the frames and write everything; FFmpeg's own threads encode meanwhile. Return how many frames."""
-    output = next(iter(streams.values()))
-    count, began, shown = 0, time.monotonic(), -math.inf
-    for item, rgb in items:
-        if interrupted():
-            break
-        if rgb is None:
-            item.stream = streams[item.stream]
-            writer.mux(item)
-            continue
-        writer.mux(output.encode(_frame(derain(rgb), item, output)))
-        count, now = count + 1, time.monotonic()
-        if now - shown > 5 or count == total:
-            shown, pace = now, count / (now - began)
-            left = max(0, total - count) / pace / 60
-            print(f"frame {count}/{total} {pace:.2f} frames/s, {left:.0f} min left", flush=True)
-    if count:
-        writer.mux(output.encode(None))
-    return count
-
-
-def _frame(rgb: np.ndarray, like: Any, output: Any) -> Any:
-    """Return a derained image as a frame of the output stream, at the time of the frame it replaces."""
-    import av
-
-    layout = "rgb48le" if rgb.dtype == np.uint16 else "rgb24"
-    colours = {"dst_colorspace": output.codec_context.colorspace, "dst_color_range": output.codec_context.color_range}
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), layout).reformat(format=output.pix_fmt, **colours)
-    frame.pts, frame.time_base, frame.duration = like.pts, like.time_base, like.duration
+def _frame(rgb: np.ndarray, original: Any, picture: Any) -> Any:
+    """Return a derained image as a frame for a stream, at the time of the original frame."""
+    layout = "rgb24" if rgb.dtype == np.uint8 else "rgb48le"
+    context = picture.codec_context
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), layout).reformat(
+        format=context.pix_fmt,
+        dst_colorspace=context.colorspace,
+        dst_color_range=context.color_range,
+    )
+    frame.pts, frame.time_base, frame.duration = original.pts, original.time_base, original.duration
     return frame
+
+
+def _add_streams(writer: Any, source: Path, first: Any, codec: str, crf: int) -> tuple[Any, dict]:
+    """Add a stream for frames like `first`, and copies of the sound by index; return both.
+
+    Raises InputError if codec, sound and container do not fit each other.
+    """
+    reader, video = _open(source)
+    image = _rgb(first)
+    height, width, _ = image.shape
+    chroma = "444" if height % 2 or width % 2 else "420"
+    depth = "10le" if image.dtype == np.uint16 else ""
+    aspect = video.sample_aspect_ratio
+    if aspect and width != first.width:
+        aspect = 1 / aspect
+    sound = {}
+    try:
+        options = {"crf": str(crf), **ENCODER}
+        picture = writer.add_stream(codec, rate=video.average_rate or 25, options=options)
+        picture.width, picture.height, picture.pix_fmt = width, height, f"yuv{chroma}p{depth}"
+        context = picture.codec_context
+        context.time_base = video.time_base
+        context.flags |= av.codec.context.Flags.frame_duration
+        if aspect:
+            context.sample_aspect_ratio = aspect
+        context.colorspace, context.color_range = 1, 1  # BT.709, limited
+        if first.colorspace in MATRICES:  # RGB is not
+            context.colorspace, context.color_range = first.colorspace, first.color_range
+        context.color_primaries, context.color_trc = first.color_primaries, first.color_trc
+        if context.codec.canonical_name == "hevc" and writer.format.name != "matroska":
+            context.codec_tag = "hvc1"  # the one that Apple's players take
+        for stream in reader.streams.audio:
+            copy = writer.add_stream_from_template(stream)
+            sound[stream.index] = copy, _repacking(stream)
+            copy.disposition = stream.disposition
+            copy.metadata.update(stream.metadata)  # its language
+        writer.metadata.update(reader.metadata)
+        writer.start_encoding()
+    except (av.FFmpegError, AttributeError, TypeError, ValueError) as error:
+        fix = "try --codec libx264, --out NAME.mkv, or first ffmpeg -i ... -c:v copy -c:a aac ..."
+        raise InputError(f"{source} with --codec {codec}: {error}; {fix}") from error
+    lost = {stream.type for stream in reader.streams if stream.index not in (video.index, *sound)}
+    if reader.chapters():
+        lost.add("chapters")
+    if any(component.is_alpha for component in first.format.components):
+        lost.add("alpha")
+    if first.side_data.get("MASTERING_DISPLAY_METADATA"):
+        lost.add("HDR metadata")
+    if lost:
+        tqdm.write(f"{source}: left out: {', '.join(sorted(lost))}", sys.stderr)
+    return picture, sound
+
+
+def _mux(writer: Any, packets: list[Any], stream: Any, clock: dict[int, Fraction]) -> None:
+    """Write packets to a stream, at decoding times that rise, as containers demand.
+
+    clock: of each stream the earliest time for the next packet, in seconds.
+    """
+    for packet in packets:
+        packet.stream = stream
+        if packet.dts is None:  # the first ones from Matroska
+            packet.dts = packet.pts - round(1 / packet.time_base)
+        earliest = clock.get(stream.index, packet.dts * packet.time_base)
+        packet.dts = max(packet.dts, math.ceil(earliest / packet.time_base))
+        packet.pts = max(packet.pts, packet.dts)
+        clock[stream.index] = packet.dts * packet.time_base + stream.time_base
+        writer.mux(packet)
+
+
+def _complete_packets(path: Path) -> Iterator[Any]:
+    """Yield the packets before the last key frame of an unfinished film, if there is one."""
+    waiting: list[Any] = []
+    with suppress(av.FFmpegError), av.open(f"file:{path}") as reader:
+        repacking = _repacking(reader.streams.video[0])
+        for packet in reader.demux(video=0):
+            if packet.is_keyframe:
+                yield from waiting
+                waiting = []
+            waiting += repacking.filter(packet)
+
+
+def _repacking(stream: Any) -> Any:
+    """Return the filter that packs a file's packets as an encoder does."""
+    return av.BitStreamFilterContext(REPACKING.get(stream.codec_context.name, "null"), stream)
