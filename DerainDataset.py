@@ -26,9 +26,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from derain.pairs import Pair, find_pairs, read_pair, strict_raintrainh
+from derain.synthesize import SYNTHETIC_MARKER
 from utils import InputError, write_atomically
 
-SYNTHETIC_MARKER = "synthetic.json"  # in every folder that derain.synthesize made
 FORMAT, VERSION = "DARGNet training pairs", 2
 GREY_LAYER_SHARE = 0.999  # of the pixels of a pair that must fit clean + one grey layer
 

@@ -1,12 +1,9 @@
-"""Put synthetic rain on photographs: a labelled stand-in where a real data set is missing.
+"""Put synthetic rain on photographs: a labelled stand-in where a data set is missing.
 
-    python -m derain.synthesize --rain heavy --out datasets/test/my_heavy
-    python -m derain.synthesize --rain light --photos my_photos --layers 6 --out datasets/train/my_light
+    python -m derain.synthesize --rain light --photos my_photos --out datasets/train/my_light
 
-Without --photos it takes colour photographs that scikit-image ships (no download). The rain is one grey layer, added to
-the photograph and clipped, as in RainTrainH/L, Rain100H/L and Rain12; density, brightness, length and direction of the
-streaks were fitted to those sets. Scores on such images tell whether a model works; they are not scores on Rain100H,
-Rain100L or Rain12. Every folder made here is marked by its synthetic.json.
+The rain is one grey layer, added and clipped, as in RainTrainH/L, Rain100H/L and Rain12, to which
+its statistics were fitted. Scores on it are not theirs: synthetic.json marks every such folder.
 """
 
 import dataclasses
@@ -21,104 +18,67 @@ from typing import Any
 import cv2
 import numpy as np
 import skimage.data
+from tqdm import tqdm
 
 from derain.cli import run_script, setting
 from derain.images import DecodedImage, read_rgb, write_image
 from derain.pairs import list_images
 from utils import InputError, write_json
 
-SYNTHETIC_MARKER = "synthetic.json"  # in every folder that was made here
-VERSION = 1  # of the generator: raise it when the same seed gives other images
-MARGIN = 64  # pixels around the image where streaks that reach into it may begin
-OWN_FILES = re.compile(r"rainy|norain-[0-9]+\.png|synthetic\.json")  # in a synthetic set
-STAND_IN_LAYERS, STAND_IN_SEED = 3, 0
-STAND_IN_SIZE = (321, 481)  # largest height and width, those of the sets it stands in for
-Draw = tuple[float, float, float, float]  # low, high, mean, deviation; uniform if the deviation is 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Rain:
-    """How one kind of rain is drawn. Brightness is in grey levels of 255, lengths in pixels, angles in degrees.
-
-    A layer is a Poisson field of impulses, each drawn out along one direction (90 is vertical). Its density per pixel
-    is 10^N(density), an impulse's height 10^N(height) * exp(spread * N(0, 1)) grey levels.
-    """
-
-    density: Draw  # of the exponent, per image
-    height: Draw  # of the exponent, per image
-    spread: float  # of heights within an image
-    length: float  # smallest length; an image's is up to 30 more
-    width: tuple[float, float]  # smallest width (sigma across), and how much more it may be
-    decay: float  # smallest decay along the streak; an image's is up to twice that
-    threshold: float  # grey levels to subtract; what falls below 0 is no rain
-    cap: float  # soft limit of a layer's brightness
-    direction: Draw
-    directions: tuple[float, ...]  # probabilities of 1, 2, ... directions in one image
-
-
-# Fitted to 100 light and 49 heavy layers of the real sets.
-KINDS = {
-    "light": Rain(
-        density=(-4.0, -1.0, -2.656, 0.225),
-        height=(0.5, 2.4, 1.535, 0.209),
-        spread=0.911,
-        length=30.0,
-        width=(0.585, 0.3),
-        decay=19.5,
-        threshold=0.0,
-        cap=185.0,
-        direction=(58.0, 122.0, 0.0, 0.0),
-        directions=(1.0,),
-    ),
-    "heavy": Rain(
-        density=(-4.0, -0.8, -1.871, 0.341),
-        height=(0.5, 2.4, 1.549, 0.099),
-        spread=1.134,
-        length=37.7,
-        width=(0.478, 0.6),
-        decay=19.6,
-        threshold=1.06,
-        cap=212.0,
-        direction=(72.0, 108.0, 90.0, 7.0),
-        directions=(0.6, 0.3, 0.1),
-    ),
+SYNTHETIC_MARKER = "synthetic.json"
+OWN_FILES = re.compile(rf"rainy|norain-[0-9]+\.png|{SYNTHETIC_MARKER}")
+MARGIN = 64  # pixels around the image where streaks that end in it may begin
+KINDS = ("light", "heavy")
+# A layer is a Poisson field of drops, each drawn out to a streak. The values of both kinds are
+# fitted to 100 light and 49 heavy layers of the real sets; brightness is in grey levels of 255.
+RAIN: dict[str, tuple[Any, Any]] = {
+    "density": ((-2.656, 0.225), (-1.871, 0.341)),  # mean, deviation of log10(drops per pixel)
+    "height": ((1.535, 0.209), (1.549, 0.099)),  # mean, deviation of log10(brightness of drops)
+    "spread": (0.911, 1.134),  # deviation of ln(brightness) within an image
+    "length": (30, 37.7),  # least length of streaks; an image's is up to 30 more
+    "width": ((0.585, 0.3), (0.478, 0.6)),  # least sigma across streaks, and how much more
+    "decay": (19.5, 19.6),  # least decay along streaks; an image's is up to twice that
+    "threshold": (0, 1.06),  # is subtracted; what falls below 0 is no rain
+    "cap": (185, 212),  # soft limit of a layer
+    "directions": ((1.0,), (0.6, 0.3, 0.1)),  # probabilities of 1, 2, ... in one image
+    "real share": ((0.35, 0.08), (0.90, 0.12)),  # mean, deviation of rainy pixels in the real set
+    "real mean": ((5.9, 2.8), (50, 21)),  # mean, deviation of the layers' means in the real set
 }
 
 
 def rain_layer(height: int, width: int, kind: str, random: np.random.RandomState) -> np.ndarray:
-    """Draw a layer of rain: (height, width) float64, grey levels to add, at least 0.
+    """Draw a layer of light or heavy rain: (height, width) float64 grey levels to add, at least 0.
 
-    kind: 'light' or 'heavy'. random: a RandomState, because its numbers are the same in every version of NumPy, so that
-    a seed gives the same images everywhere.
+    A RandomState, because a seed then gives the same images with every version of NumPy.
     """
-    rain = KINDS[kind]
+    rain = {name: values[KINDS.index(kind)] for name, values in RAIN.items()}
+    if kind == "light":
+        angles = [random.uniform(58, 122)]  # degrees; 90 is vertical
+    else:
+        angles = [np.clip(random.normal(90, 7), 72, 108)]
+    count = 1 + random.choice(len(rain["directions"]), p=rain["directions"])
+    while len(angles) < count:
+        angles.append(angles[0] + random.choice([-1, 1]) * random.uniform(15, 25))
+    density = 10 ** np.clip(random.normal(*rain["density"]), -4, -0.8) / count
+    brightness = 10 ** np.clip(random.normal(*rain["height"]), 0.5, 2.4)
+    length = random.uniform(rain["length"], rain["length"] + 30)
+    sigma = random.uniform(rain["width"][0], sum(rain["width"]))
+    decay = random.uniform(rain["decay"], 2 * rain["decay"])
 
-    def draw(low: float, high: float, mean: float, deviation: float) -> float:
-        return np.clip(random.normal(mean, deviation), low, high) if deviation else random.uniform(low, high)
-
-    angle = draw(*rain.direction)
-    count = 1 + random.choice(len(rain.directions), p=rain.directions)
-    angles = [angle, *(angle + random.choice([-1, 1]) * random.uniform(15, 25) for _ in range(count - 1))]
-    density, brightness = 10 ** draw(*rain.density) / count, 10 ** draw(*rain.height)
-    length = random.uniform(rain.length, rain.length + 30)
-    sigma = random.uniform(rain.width[0], rain.width[0] + rain.width[1])
-    decay = random.uniform(rain.decay, 2 * rain.decay)
-
-    canvas = (height + 2 * MARGIN, width + 2 * MARGIN)
-    total = np.zeros(canvas)
-    for direction in angles:
-        drops = random.poisson(density, canvas) * np.exp(rain.spread * random.normal(size=canvas)) * brightness
-        total += cv2.filter2D(
-            drops, cv2.CV_64F, streak(direction, length, sigma, decay), borderType=cv2.BORDER_CONSTANT
-        )
-    visible = np.maximum(total[MARGIN:-MARGIN, MARGIN:-MARGIN] - rain.threshold, 0)
-    return rain.cap * (1 - np.exp(-visible / rain.cap))
+    total = np.zeros((height + 2 * MARGIN, width + 2 * MARGIN))
+    for angle in angles:
+        drops = random.poisson(density, total.shape)
+        drops = drops * np.exp(rain["spread"] * random.normal(size=total.shape)) * brightness
+        kernel = streak(angle, length, sigma, decay)
+        total += cv2.filter2D(drops, cv2.CV_64F, kernel, borderType=cv2.BORDER_CONSTANT)
+    layer = np.maximum(total[MARGIN:-MARGIN, MARGIN:-MARGIN] - rain["threshold"], 0)
+    return rain["cap"] * (1 - np.exp(-layer / rain["cap"]))
 
 
 def streak(angle: float, length: float, sigma: float, decay: float) -> np.ndarray:
-    """Return the streak of one drop of height 1, fading along its direction, Gaussian across: odd square, float64."""
-    reach = int(np.ceil(length / 2)) + 1
-    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1].astype(np.float64)
+    """Return the streak of a drop of height 1, (N, N) float64: fading along, Gaussian across."""
+    radius = int(np.ceil(length / 2)) + 1
+    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1].astype(np.float64)
     cosine, sine = np.cos(np.radians(angle)), np.sin(np.radians(angle))
     along, across = x * cosine - y * sine, x * sine + y * cosine
     profile = np.exp(-np.abs(along) / decay) * np.exp(-(across**2) / (2 * sigma**2))
@@ -126,75 +86,30 @@ def streak(angle: float, length: float, sigma: float, decay: float) -> np.ndarra
 
 
 def add_rain(clean: np.ndarray, layer: np.ndarray) -> np.ndarray:
-    """Add a layer (H, W) of grey levels to a clean image (H, W, 3) uint8: rainy (H, W, 3) uint8, clipped at 255."""
+    """Add a layer (H, W) of grey levels to a clean image (H, W, 3) uint8: rainy (H, W, 3) uint8."""
     return np.clip(np.round(clean + layer[..., None]), 0, 255).astype(np.uint8)
 
 
+def is_typical(layer: np.ndarray, kind: str) -> bool:
+    """Return whether a layer is within a standard deviation of the real set, in share and mean."""
+    measured = {"real share": (np.round(layer) > 0).mean(), "real mean": layer.mean()}
+    for name, value in measured.items():
+        mean, deviation = RAIN[name][KINDS.index(kind)]
+        if abs(value - mean) > deviation:
+            return False
+    return True
+
+
 def free_photographs(use: str) -> dict[str, np.ndarray]:
-    """Return scikit-image's own colour photographs, (H, W, 3) uint8 RGB; 'train' and 'test' have none in common."""
-    if use == "test":
-        names = ("astronaut", "chelsea", "coffee", "rocket")
-        return {name: getattr(skimage.data, name)() for name in names}
-    return {"motorcycle": skimage.data.stereo_motorcycle()[0], "hubble_deep_field": skimage.data.hubble_deep_field()}
+    """Return colour photographs of scikit-image, (H, W, 3) uint8 RGB, by name.
 
-
-def write_set(out: Path, photographs: Iterable[tuple[str, np.ndarray]], kind: str, layers: int, seed: int) -> int:
-    """Write out/rainy/rain-001.png, out/norain-001.png, ... and the marker. Returns the number of pairs.
-
-    The folder appears only when it is complete, in place of an earlier synthetic set. Raises InputError if it exists
-    and is no synthetic set.
+    use: 'train' and 'test' have none in common.
     """
-    foreign = [p.name for p in out.iterdir() if not OWN_FILES.fullmatch(p.name)] if out.is_dir() else [out.name]
-    if out.exists() and (foreign or not (out / SYNTHETIC_MARKER).is_file()):
-        raise InputError(f"{out}: exists and is no synthetic set, or holds other files too; choose another folder")
-    out = out.resolve() if out.is_symlink() else out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    try:
-        random, number, names = np.random.RandomState(seed % 2**32), 0, []
-        for name, clean in photographs:
-            names.append(name)
-            for _ in range(layers):
-                number += 1
-                rainy = add_rain(clean, rain_layer(clean.shape[0], clean.shape[1], kind, random))
-                write_image(temporary / "rainy" / f"rain-{number:03d}.png", DecodedImage(rainy))
-                write_image(temporary / f"norain-{number:03d}.png", DecodedImage(clean))
-                print(f"  {out / 'rainy' / f'rain-{number:03d}.png'} ({kind} rain on {name})", flush=True)
-        if not number:
-            raise InputError("no photograph to put rain on")
-        content = {"kind": kind, "seed": seed, "layers": layers, "photographs": names, "pairs": number}
-        write_json(temporary / SYNTHETIC_MARKER, {"synthetic": True, "generator": VERSION, **content})
-        temporary.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return number
-
-
-def synthetic_label(folder: Path) -> str | None:
-    """Return 'synthetic heavy rain' or the like if a folder, or one of the two above it, was made here."""
-    kinds = (_marker(place).get("kind") for place in (folder, *folder.resolve().parents[:2]))
-    return next((f"synthetic {kind} rain" for kind in kinds if kind), None)
-
-
-def _marker(folder: Path) -> dict[str, Any]:
-    """Return what a synthetic set's marker says; nothing for any other folder."""
-    try:
-        return dict(json.loads((folder / SYNTHETIC_MARKER).read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
-def stand_in(kind: str, root: Path = Path("datasets/test")) -> Path:
-    """Return the stand-in test set of a kind of rain, 12 pairs; make it, in about 5 s, if it is not there."""
-    out = root / f"synthetic_{kind}"
-    wanted = {"generator": VERSION, "seed": STAND_IN_SEED, "layers": STAND_IN_LAYERS, "kind": kind}
-    if not wanted.items() <= _marker(out).items():
-        photographs = [(name, centre(image, *STAND_IN_SIZE)) for name, image in free_photographs("test").items()]
-        write_set(out, photographs, kind, STAND_IN_LAYERS, STAND_IN_SEED)
-    return out
+    if use == "train":
+        motorcycle = skimage.data.stereo_motorcycle()[0]
+        return {"motorcycle": motorcycle, "hubble_deep_field": skimage.data.hubble_deep_field()}
+    names = ("astronaut", "chelsea", "coffee", "rocket")
+    return {name: getattr(skimage.data, name)() for name in names}
 
 
 def centre(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -203,26 +118,81 @@ def centre(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.ascontiguousarray(image[top : top + height, left : left + width])
 
 
+def write_set(
+    out: Path, photographs: Iterable, kind: str, layers: int, seed: int, typical: bool = False
+) -> int:
+    """Write out/rainy/rain-001.png, out/norain-001.png, ... and the marker; return the number.
+
+    photographs: each (H, W, 3) uint8 RGB; layers: for each. typical: take typical layers only. The
+    folder replaces an earlier synthetic set. Raises InputError if it holds anything else.
+    """
+    out, random, number = out.resolve(), np.random.RandomState(seed % 2**32), 0
+    is_ours = all(OWN_FILES.fullmatch(path.name) for path in out.glob("*"))
+    if out.exists() and not (is_ours and (out / SYNTHETIC_MARKER).is_file()):
+        raise InputError(f"{out}: holds other files than a synthetic set; choose another folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=out.parent) as temporary:
+        made = Path(temporary) / "set"
+        for clean in tqdm(photographs, desc=f"{kind} rain", unit="photograph", disable=None):
+            for _ in range(layers):
+                layer = rain_layer(*clean.shape[:2], kind, random)
+                while typical and not is_typical(layer, kind):
+                    layer = rain_layer(*clean.shape[:2], kind, random)
+                number += 1
+                rainy = DecodedImage(add_rain(clean, layer))
+                write_image(made / f"rainy/rain-{number:03d}.png", rainy)
+                write_image(made / f"norain-{number:03d}.png", DecodedImage(clean))
+        if not number:
+            raise InputError(f"{out}: no photograph, or no layer of rain to put on it")
+        write_json(made / SYNTHETIC_MARKER, {"kind": kind, "seed": seed, "typical": typical})
+        if out.exists():
+            shutil.rmtree(out)
+        made.rename(out)
+    return number
+
+
+def read_marker(folder: Path) -> dict[str, Any]:
+    """Return what a synthetic set's marker says; nothing for any other folder."""
+    try:
+        return dict(json.loads((folder / SYNTHETIC_MARKER).read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def synthetic_label(folder: Path) -> str | None:
+    """Return 'synthetic heavy rain' or the like of a synthetic set or a folder in it."""
+    for place in (folder, *folder.resolve().parents[:2]):
+        marker = read_marker(place)
+        if "kind" in marker:
+            return f"synthetic {marker['kind']} rain"
+    return None
+
+
+def stand_in(kind: str, root: Path = Path("datasets/test")) -> Path:
+    """Return the stand-in test set of a kind of rain, 12 pairs; make it if it is not there."""
+    out = root / f"synthetic_{kind}"
+    if read_marker(out) != {"kind": kind, "seed": 0, "typical": True}:
+        photographs = [centre(image, 321, 481) for image in free_photographs("test").values()]
+        write_set(out, photographs, kind, layers=3, seed=0, typical=True)
+    return out
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The command line of this file."""
+    """The command line."""
 
-    rain: str = setting("heavy", "kind of rain", tuple(KINDS))
     out: Path = setting(Path("datasets/train/synthetic"), "folder to write")
-    photos: Path | None = setting(None, "folder of clean photographs (default: those that scikit-image ships)")
-    use: str = setting("train", "which of scikit-image's photographs to take", ("train", "test"))
+    rain: str = setting("heavy", "kind of rain", KINDS)
+    photos: Path | None = setting(None, "folder of clean photographs (default: scikit-image's)")
     layers: int = setting(6, "rainy images per photograph")
     seed: int = setting(0, "seed of the rain")
 
 
 def main(settings: Settings) -> None:
-    """Write a synthetic set as the command line asks."""
-    if settings.layers < 1:
-        raise InputError(f"--layers {settings.layers}: must be at least 1")
-    if settings.photos is None:
-        photographs: Iterable[tuple[str, np.ndarray]] = free_photographs(settings.use).items()
-    else:
-        photographs = ((path.name, read_rgb(path)) for path in list_images(settings.photos))
+    """Write a synthetic set."""
+    photographs: Iterable[np.ndarray] = free_photographs("train").values()
+    if settings.photos:
+        photographs = map(read_rgb, list_images(settings.photos))
     pairs = write_set(settings.out, photographs, settings.rain, settings.layers, settings.seed)
     print(f"{settings.out}: {pairs} pairs of synthetic {settings.rain} rain")
 

@@ -17,8 +17,6 @@ from derain.images import read_rgb
 from derain.pairs import find_pairs, read_pair
 from derain.synthesize import write_set
 
-Command = Callable
-
 
 def hashes_of(folder: Path) -> list[str]:
     return [sets.pair_hash(*read_pair(pair)) for pair in find_pairs(folder)]
@@ -100,7 +98,7 @@ def test_only_the_whole_set_has_its_name(known: Path, change: str, label: str, e
 
 
 def test_a_new_set_of_any_photographs_has_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inline: Command
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inline: Callable
 ) -> None:
     """An entry with the printed fingerprint is all that identification needs."""
     folder = tmp_path / "mine"
@@ -127,7 +125,7 @@ def test_a_set_is_reported(known: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "mean of 12 images" in lines["input"]
 
 
-def test_pairs_that_do_not_fit(tmp_path: Path, inline: Command) -> None:
+def test_pairs_that_do_not_fit(tmp_path: Path, inline: Callable) -> None:
     folder = write_pairs(tmp_path / "set", 3)
     rainy, clean = scene(2)
     for changed in (
@@ -157,7 +155,7 @@ def test_a_fault_of_the_original_is_no_fault(known: Path, monkeypatch: pytest.Mo
     assert stop.value.code == 1
 
 
-def test_shared_photographs_are_a_leak(tmp_path: Path, inline: Command) -> None:
+def test_shared_photographs_are_a_leak(tmp_path: Path, inline: Callable) -> None:
     write_pairs(tmp_path / "train", 4)
     write_pairs(tmp_path / "test", 3, "MPRNet", first=3)
     write_pairs(tmp_path / "other", 2, first=20)
@@ -169,7 +167,7 @@ def test_shared_photographs_are_a_leak(tmp_path: Path, inline: Command) -> None:
     assert inline("derain.sets", "train", "other").returncode == 0
 
 
-def test_unusable_images_end_the_check(tmp_path: Path, inline: Command) -> None:
+def test_unusable_images_end_the_check(tmp_path: Path, inline: Callable) -> None:
     folder = write_pairs(tmp_path / "set", 3)
     cases = {"rainy/rain-002.png": b"no image", "norain-003.png": None}
     for name, content in cases.items():
@@ -188,13 +186,13 @@ def test_unusable_images_end_the_check(tmp_path: Path, inline: Command) -> None:
 
 
 def test_synthetic_sets_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_set(tmp_path / "mine", [("one", scene(1)[1])], "light", 1, 0)
+    write_set(tmp_path / "mine", [scene(1)[1]], "light", 1, 0)
     capsys.readouterr()
     sets.main(sets.Settings((tmp_path / "mine",)))
     assert "set          synthetic light rain\n" in capsys.readouterr().out
 
 
-def test_published_scores_are_a_table(inline: Command) -> None:
+def test_published_scores_are_a_table(inline: Callable) -> None:
     lines = inline("derain.sets").stdout.splitlines()
     assert "| PReNet | 168,963 | 29.46 / .899 | 37.48 / .979 | 36.66 / .961 |" in lines
     assert (
