@@ -286,7 +286,7 @@ def load_sets(settings: TrainSettings) -> tuple[list[DerainDataset], list[Derain
 def packed(settings: TrainSettings, folder: Path, strict: bool) -> DerainDataset:
     """Pack a folder, unless that is done, and read it. Raises InputError if there is none."""
     if not folder.is_dir():
-        synthetic = f"python -m derain.synthesize --out {folder}"
+        synthetic = f"python -m derain.synthesize --rain light (or --rain heavy) --out {folder}"
         fix = f"see datasets/README.md, or make synthetic rain: {synthetic}"
         raise InputError(f"{folder}: no such folder; {fix}")
     path = distributed.main_process_first(lambda: prepare(folder, strict, settings.clean_dir))
