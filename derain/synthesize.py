@@ -91,13 +91,11 @@ def add_rain(clean: np.ndarray, layer: np.ndarray) -> np.ndarray:
 
 
 def is_typical(layer: np.ndarray, kind: str) -> bool:
-    """Return whether a layer is within a standard deviation of the real set, in share and mean."""
-    measured = {"real share": (np.round(layer) > 0).mean(), "real mean": layer.mean()}
-    for name, value in measured.items():
-        mean, deviation = RAIN[name][KINDS.index(kind)]
-        if abs(value - mean) > deviation:
-            return False
-    return True
+    """Return whether a layer's share of rain and mean are within a deviation of the real set's."""
+    share, share_deviation = RAIN["real share"][KINDS.index(kind)]
+    mean, deviation = RAIN["real mean"][KINDS.index(kind)]
+    rainy = np.round(layer) > 0
+    return abs(rainy.mean() - share) <= share_deviation and abs(layer.mean() - mean) <= deviation
 
 
 def free_photographs(use: str) -> dict[str, np.ndarray]:
@@ -134,10 +132,11 @@ def write_set(
     with tempfile.TemporaryDirectory(prefix=".", dir=out.parent) as temporary:
         made = Path(temporary) / "set"
         for clean in tqdm(photographs, desc=f"{kind} rain", unit="photograph", disable=None):
+            height, width, _ = clean.shape
             for _ in range(layers):
-                layer = rain_layer(*clean.shape[:2], kind, random)
+                layer = rain_layer(height, width, kind, random)
                 while typical and not is_typical(layer, kind):
-                    layer = rain_layer(*clean.shape[:2], kind, random)
+                    layer = rain_layer(height, width, kind, random)
                 number += 1
                 rainy = DecodedImage(add_rain(clean, layer))
                 write_image(made / f"rainy/rain-{number:03d}.png", rainy)
