@@ -1,86 +1,65 @@
-"""How all benchmarks measure and print: interleaved, warmed up, synchronised, medians with their spread."""
+"""Measure candidates in turn, and print a table of medians."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from multiprocessing import get_context
 
 import numpy as np
 import torch
+from torch import Tensor
+from tqdm import trange
 
-from utils import InputError, environment, write_json
+from derain.synthesize import add_rain, free_photographs, rain_layer
+from utils import InputError, environment, to_tensor
 
-Candidates = Mapping[str, Callable[[], object]]
+Calls = Mapping[str, Callable[[], object]]
 
 
-def measure(candidates: Candidates, device: torch.device, rounds: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of every call: each candidate in turn, round after round (A B A B), after `warmup` unmeasured rounds.
+def rainy_and_clean(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return a free photograph, repeated if need be, with light rain and without: (1, 3, H, W)."""
+    photograph = free_photographs("test")["coffee"]
+    repeats = (-(-height // photograph.shape[0]), -(-width // photograph.shape[1]), 1)
+    clean = np.tile(photograph, repeats)[:height, :width]
+    layer = rain_layer(height, width, "light", np.random.RandomState(0))
+    return to_tensor(add_rain(clean, layer)).contiguous(), to_tensor(clean).contiguous()
 
-    Interleaving spreads whatever else the machine does evenly over the candidates, so that their
-    ratios hold better than their times.
+
+def as_published(call: Callable, *arguments: object) -> Callable:
+    """Return `call` in a process of its own, which does not reuse freed memory as this one does."""
+    pool = get_context("spawn").Pool(1)
+    return lambda: pool.apply(call, arguments)
+
+
+def measure(calls: Calls, device: torch.device, rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each call: candidates in turn (A B A B), after one round of warm-up.
+
+    Other work of the machine falls on all candidates alike, so their ratios hold better than
+    their times.
     """
     if rounds < 1:
         raise InputError(f"--rounds {rounds}: must be at least 1")
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(-warmup, rounds):
-        for name, call in candidates.items():
-            synchronise(device)
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in trange(rounds + 1, desc="rounds"):
+        for name, call in calls.items():
             began = time.perf_counter()
             call()
-            synchronise(device)
-            if turn >= 0:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)  # a GPU's calls return early
+            if turn > 0:
                 seconds[name].append(time.perf_counter() - began)
-        print(f"  round {turn + warmup + 1} of {rounds + warmup}", file=sys.stderr, flush=True)
     return seconds
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given: its calls return early."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-def summarise(seconds: Mapping[str, list[float]], notes: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """A row per candidate: median, quartiles, and how many times faster than the first one it is.
-
-    The ratio is the median of the ratios within each round.
-    """
-    yardstick = np.array(next(iter(seconds.values())))
-    rows = []
+def print_table(seconds: Mapping[str, list[float]], notes: Mapping[str, str]) -> None:
+    """Print median and quartiles, the median ratio to the first candidate, and a note for each."""
+    first = np.array(next(iter(seconds.values())))
+    print("| | median | quartiles | times faster | |\n|---|---|---|---|---|")
     for name, times in seconds.items():
         low, median, high = np.percentile(times, [25, 50, 75])
-        ratio = float(np.median(yardstick / np.array(times)))
-        row = {"name": name, "seconds": median, "low": low, "high": high, "times_faster": ratio}
-        rows.append(row | ({"note": notes.get(name, "")} if notes else {}))
-    return rows
-
-
-def report(title: str, rows: list[dict[str, Any]], device: torch.device, json_path: Path | None) -> None:
-    """Print a Markdown table of the rows; write them with the environment as JSON if a path is given."""
-    notes = any("note" in row for row in rows)
-    print(f"\n{title}\n")
-    print("| | median | quartiles | times faster |" + (" |" if notes else ""))
-    print("|---|---|---|---|" + ("---|" if notes else ""))
-    for row in rows:
-        cells = [row["name"], _time(row["seconds"]), f"{_time(row['low'])} to {_time(row['high'])}"]
-        cells += [f"{row['times_faster']:.2f}", *([row["note"]] if notes else [])]
-        print("| " + " | ".join(cells) + " |")
-    machine = environment(device)
+        ratio = np.median(first / np.array(times))
+        spread = f"{median:.3f} s | {low:.3f} to {high:.3f} s"
+        print(f"| {name} | {spread} | {ratio:.2f} | {notes[name]} |")
+    machine = environment(torch.device("cpu"))
     print(f"\n{machine['device_name']}, {machine['threads']} threads, torch {machine['torch']}")
-    if json_path:
-        write_json(json_path, {"title": title, "rows": rows, "environment": machine})
-
-
-def tell_if_without_gpu() -> None:
-    """Say that there is no GPU to measure, so that the table is not taken for complete."""
-    if not torch.cuda.is_available():
-        print("CUDA: skipped, this machine has no GPU that torch can use")
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.3f} s" if seconds >= 0.1 else f"{1000 * seconds:.3f} ms"

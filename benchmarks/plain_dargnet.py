@@ -38,7 +38,11 @@ def published_shapes() -> dict[str, tuple[int, ...]]:
             shapes[f"block{n}.0.block.{place + 1}.weight"] = (1,)
         shapes[f"block{n}.0.conv2.0.weight"] = (32, 32, 3, 3)
         shapes[f"block{n}.0.conv2.1.weight"] = (1,)
-    shapes |= {"conv3.0.weight": (32, 32, 3, 3), "conv3.1.weight": (1,), "conv3.2.weight": (32, 32, 3, 3)}
+    shapes |= {
+        "conv3.0.weight": (32, 32, 3, 3),
+        "conv3.1.weight": (1,),
+        "conv3.2.weight": (32, 32, 3, 3),
+    }
     shapes |= {"conv3.3.weight": (1,), "conv3.4.weight": (3, 32, 3, 3), "PR.weight": (1,)}
     return shapes
 
@@ -59,7 +63,9 @@ def dual_attention(state: State, name: str, x: Tensor) -> Tensor:
     f1 = F.conv2d(x, weight("conv_1"), bias("conv_1"), padding=1)
     f2 = F.prelu(F.conv2d(x, weight("conv_2"), bias("conv_2"), padding=2, dilation=2), weight("PR"))
     f3 = F.prelu(F.conv2d(x, weight("conv_3"), bias("conv_3"), padding=5, dilation=5), weight("PR"))
-    f12 = F.prelu(F.conv2d(torch.cat([f1, f2], 1), weight("conv_11"), bias("conv_11")), weight("PR"))
+    f12 = F.prelu(
+        F.conv2d(torch.cat([f1, f2], 1), weight("conv_11"), bias("conv_11")), weight("PR")
+    )
     spatial = F.conv2d(torch.cat([f12, f3], 1), weight("conv_11"), bias("conv_11"))
     channel = F.conv2d(x, weight("Ne_conv.0"), bias("Ne_conv.0"), padding=1, groups=32)
     channel = F.prelu(channel, weight("Ne_conv.1"))
@@ -70,7 +76,9 @@ def dual_attention(state: State, name: str, x: Tensor) -> Tensor:
 def residual_group(state: State, name: str, x: Tensor) -> Tensor:
     y = F.prelu(dual_attention(state, f"{name}.block.0", x), state[f"{name}.block.1.weight"])
     y = F.prelu(dual_attention(state, f"{name}.block.2", y), state[f"{name}.block.3.weight"])
-    y = F.prelu(F.conv2d(y, state[f"{name}.conv2.0.weight"], padding=1), state[f"{name}.conv2.1.weight"])
+    y = F.prelu(
+        F.conv2d(y, state[f"{name}.conv2.0.weight"], padding=1), state[f"{name}.conv2.1.weight"]
+    )
     return x + y
 
 

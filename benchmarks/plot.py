@@ -1,7 +1,7 @@
 """Draw validation PSNR against minutes, from the log.jsonl files of training runs.
 
 pip install -r requirements-extra.txt
-python -m benchmarks.plot                                        # paper and best: logs/validation.png
+python -m benchmarks.plot                           # paper and best: logs/validation.png
 python -m benchmarks.plot --runs logs/train_Rain100L logs/mine --out mine.png
 """
 
@@ -12,37 +12,38 @@ from pathlib import Path
 from derain.cli import run_script, setting
 from utils import InputError, atomic_path
 
+RECIPES = (Path("logs/recipes/paper"), Path("logs/recipes/best"))
+
 
 @dataclass(frozen=True)
 class Settings:
-    runs: tuple[Path, ...] = setting((Path("logs/recipes/paper"), Path("logs/recipes/best")), "folders of runs")
+    runs: tuple[Path, ...] = setting(RECIPES, "folders of runs")
     out: Path = setting(Path("logs/validation.png"), "file to write")
 
 
 def validation_curve(folder: Path) -> tuple[list[float], list[float]]:
     """Return minutes and PSNR in dB (Y) of the validations in a run's log.
 
-    A log that begins again at step 0 counts from there; minutes of a resumed run go on from its last validation.
-    Raises InputError for a folder without such a log.
+    Of several runs in one folder, the last one counts. Raises InputError without such a log.
     """
     path = folder / "log.jsonl"
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not the log of a training run ({error}); name another folder") from error
+        raise InputError(f"{path}: not the log of a training run ({error})") from error
     minutes: list[float] = []
     psnr: list[float] = []
-    before = 0.0
     for line in lines:
         if line.get("begin") == 0:
-            minutes, psnr, before = [], [], 0.0
-        elif "begin" in line:
-            before = minutes[-1] if minutes else 0.0
+            minutes, psnr = [], []
         if "validation" in line:
-            minutes.append(before + line["minutes"])
-            psnr.append(line["psnr_y"])
+            scores = line if "psnr_y" in line else line["validation"]["mean"]  # older logs: in line
+            minutes.append(line["minutes"])
+            psnr.append(scores["psnr_y"])
     if not minutes:
-        raise InputError(f"{path}: no validation in it; train with --validation or --validation_path")
+        raise InputError(
+            f"{path}: no validation in it; train with --validation or --validation_path"
+        )
     return minutes, psnr
 
 
@@ -51,7 +52,7 @@ def draw(settings: Settings) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InputError("drawing needs matplotlib: pip install -r requirements-extra.txt") from error
+        raise InputError("needs matplotlib: pip install -r requirements-extra.txt") from error
 
     figure = Figure(figsize=(7, 3.5), dpi=150, layout="constrained")
     axes = figure.subplots()

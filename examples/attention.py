@@ -1,47 +1,52 @@
-"""Draw what the two attentions of each residual group look at in one image.
+"""Draw the two attentions of each residual group in one image.
 
     python -m examples.attention --image my_photo.jpg --out results/attention.png
 
-A row for each dual attention, in order: the size of spatial(x) and the gate channel(x), each the mean over channels,
-dark for its smallest and bright for its largest value. The first row is the image itself, rainy and derained.
+The first row is the rainy and the derained image, then a row follows for each dual attention: the
+size of spatial(x) and the gate channel(x), each averaged over the channels, from its smallest
+value in black to its largest in white.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 from derain.cli import run_script, setting
 from derain.images import DecodedImage, read_rgb, write_image
-from derain.inference import weights_file
-from networks import ChannelAttention, SpatialAttention, load_network
+from derain.inference import load_weights
+from networks import ChannelAttention, SpatialAttention
 from utils import quantize, to_image, to_tensor
 
 
 @dataclass(frozen=True)
 class Settings:
     image: Path = setting(Path("photo.jpg"), "the rainy image")
-    logdir: Path = setting(Path("logs/Rain100H"), "folder that holds net_latest.pth, or a .pth file")
+    logdir: Path = setting(Path("logs/Rain100H"), "folder that holds net_latest.pth, or a file")
     out: Path = setting(Path("results/attention.png"), "file to write")
 
 
 @torch.no_grad()
 def draw(settings: Settings) -> None:
-    """Run the network as it is written, and keep what the attentions return."""
-    network, maps = load_network(weights_file(settings.logdir)), []
+    """Run the network as it is written, and keep the outputs of its attentions."""
+    network = load_weights(settings.logdir)
+    rainy = to_tensor(read_rgb(settings.image))
+    maps: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        size = output.abs().mean(dim=1, keepdim=True)
+        size = (size - size.min()) / (size.max() - size.min() + 1e-12)
+        maps.append(size.expand_as(rainy))
+
     for module in network.modules():
         if isinstance(module, SpatialAttention | ChannelAttention):
-            module.register_forward_hook(
-                lambda _module, _input, output: maps.append(output.abs().mean(1, keepdim=True))
-            )
-    rainy = to_tensor(read_rgb(settings.image))
+            module.register_forward_hook(keep)
     derained = network(rainy).clamp(0, 1)
-    spread = [(m - m.amin()) / (m.amax() - m.amin() + 1e-12) for m in maps]
-    images = torch.cat([rainy, derained, *(m.expand_as(rainy) for m in spread)])
-    grid = make_grid(images, nrow=2, padding=4, pad_value=1)
+    grid = make_grid(torch.cat([rainy, derained, *maps]), nrow=2, padding=4, pad_value=1)
     write_image(settings.out, DecodedImage(quantize(to_image(grid[None]))))
-    print(f"{settings.out}: {len(maps) // 2} dual attentions, spatial on the left, channel on the right")
+    print(f"{settings.out}: {len(maps) // 2} dual attentions, spatial left, channel right")
 
 
 if __name__ == "__main__":

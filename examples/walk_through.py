@@ -13,8 +13,7 @@ import numpy as np
 
 from derain.cli import run_script, setting
 from derain.figure import Row, check_figure, crop_place, write_figure
-from derain.inference import derain
-from derain.inference import optimize
+from derain.inference import derain, optimize
 from derain.synthesize import KINDS, add_rain, centre, free_photographs, rain_layer
 from networks import load_network
 from SSIM import image_metrics, psnr_y
