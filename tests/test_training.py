@@ -32,7 +32,7 @@ from utils import InputError, set_seed
 
 published_loss = train_rain100L.loss
 BEST = RECIPES["best"] | {"recipe": "best", "stages": ("32:2:0.5", "40:1:0.5"), "precision": "fp32"}
-MIXTURE = BEST | {"warmup": 3, "recombine": 0.5, "vary_rain": 0.5, "without_rain": 0.5}
+MIXTURE = BEST | {"recombine": 0.5, "vary_rain": 0.5, "recolour": 0.5, "without_rain": 0.5}
 TINY = ("--patch_size", "32", "--stride", "16", "--batch_size", "2", "--groups", "1")
 TINY += ("--device", "cpu", "--max_steps", "3")
 
@@ -55,8 +55,8 @@ def settings(tmp_path: Path) -> TrainSettings:
 @pytest.fixture
 def mixture(settings: TrainSettings, tmp_path: Path) -> TrainSettings:
     """The recipe best on two folders, with everything random that it can have."""
-    others = str(write_pairs(tmp_path / "others", 2, first=5))
-    folders = (settings.data_path[0], f"{others}=0.5")
+    others = write_pairs(tmp_path / "others", 2, first=5)
+    folders = (*settings.data_path, f"{others}=0.5")
     return dataclasses.replace(settings, **MIXTURE, data_path=folders)
 
 
@@ -133,8 +133,6 @@ def test_the_paper_in_a_plain_loop(settings: TrainSettings) -> None:
         optimizer.param_groups[0]["lr"] = 1e-3 * 0.2**epoch
         step_of(network, optimizer, [patches[i] for i in order[8 * place : 8 * place + 8]])
     assert same(found, network.state_dict())
-    rates = [line["lr"] for line in log(settings.save_path, "train")]
-    assert rates == pytest.approx([1e-3, 2e-4, 4e-5])
 
 
 def test_the_best_recipe_in_a_plain_loop(settings: TrainSettings) -> None:
@@ -212,7 +210,7 @@ def test_a_killed_run_resumes_bit_for_bit(
     settings = dataclasses.replace(settings if recipe == "paper" else mixture, max_steps=12)
     whole = run(settings, save_path=tmp_path / "whole")
     code = f"""
-import test_training, derain.train, pathlib, signal
+import test_training, derain.train, signal
 from pathlib import PosixPath
 from derain.train import TrainSettings
 derain.train.SAVE_SECONDS = 0
@@ -249,9 +247,11 @@ def test_minutes(settings: TrainSettings) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run(settings, signalling(6, signal.SIGINT, slow), **options)
-    assert 0.01 < state(settings.save_path)["minutes"] < 0.03
+    used = state(settings.save_path)["minutes"]
+    assert 0.01 < used < 0.03
     run(settings, slow, **options)
-    assert 7 < state(settings.save_path)["step"] < 20  # of 0.1 s each
+    further_steps = state(settings.save_path)["step"] - 7
+    assert 0 < further_steps <= (0.03 - used) * 60 / 0.1 + 1
     last = log(settings.save_path, "train")[-1]
     assert 0.03 <= last["minutes"] < 0.05
     assert last["lr"] < 0.2 * 0.01
@@ -290,8 +290,8 @@ def test_validation(settings: TrainSettings, tmp_path: Path, how: str) -> None:
     assert [line["step"] for line in lines] == [30, 40]
     scores = lines[-1]["validation"]
     assert scores.keys() == names | {"mean"}
-    mean = np.mean([scores[name]["psnr_y"] for name in names])
-    assert scores["mean"]["psnr_y"] == pytest.approx(mean)
+    parts = [scores[name]["psnr_y"] for name in names]
+    assert scores["mean"]["psnr_y"] == pytest.approx(np.mean(parts))
     if how == "validation_path":
         network = load_network(settings.save_path / "net_latest.pth")
         images = [read_pair(pair) for pair in find_pairs(tmp_path / "d")]
@@ -327,7 +327,7 @@ def test_a_network_and_a_loss_of_ones_own(
     """They train, validate, resume and test; the loss's parts are in the log."""
     options = options | {"validation": 1, "max_steps": 12}
     networks = [OwnNetwork() for _ in range(3)]
-    for network in networks[1:]:
+    for network in networks:
         network.load_state_dict(networks[0].state_dict())
     whole = run(settings, own_loss, networks[0], **options, save_path=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -362,8 +362,7 @@ def test_each_train_script_trains(command: Command, tmp_path: Path, script: str)
     load_network(tmp_path / "run/net_latest.pth", DARGNet(groups=1))
     assert state(tmp_path / "run")["step"] == 3
     (begin,), (epoch,) = (log(tmp_path / "run", key) for key in ("begin", "train"))
-    assert begin["settings"]["patch_size"] == 32
-    assert begin["environment"]["torch"] == torch.__version__
+    assert begin["settings"]["patch_size"] == 32 and "torch" in begin["environment"]
     assert (epoch["step"], epoch["lr"]) == (3, 1e-3)
     assert epoch["train"].keys() == {"loss", "ssim_loss", "l1_loss"}
     assert "step 3, loss" in result.stderr  # the progress bar
@@ -384,22 +383,18 @@ def test_two_processes_train_as_one(tmp_path: Path, recipe: str) -> None:
         assert process.wait(timeout=200) == 0, (folder / "output.txt").read_text()
         weights.append(torch.load(folder / "run/net_latest.pth", weights_only=True))
     for name, value in weights[0].items():
-        assert torch.allclose(weights[1][name], value, atol=2e-3), name
+        assert torch.allclose(weights[1][name], value, atol=1e-5), name
 
 
 @pytest.mark.slow
 def test_torchrun_saves_when_interrupted(tmp_path: Path) -> None:
     write_pairs(tmp_path / "pairs", 2)
     process = start("train_rain100L.py", tmp_path, "--groups", "1", processes=2)
-    try:
-        deadline = time.monotonic() + 100
-        while "training on" not in (tmp_path / "output.txt").read_text():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) != 0
-    finally:
-        process.kill()
+    while "training on" not in (tmp_path / "output.txt").read_text():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) != 0
     assert "the same command resumes" in (tmp_path / "output.txt").read_text()
     assert state(tmp_path / "run")["step"] >= 3
 
@@ -419,12 +414,9 @@ def test_torchrun_saves_when_interrupted(tmp_path: Path) -> None:
         ("--validation 99", "pairs.h5"),
         ("--validation 1 --validation_path pairs", "--validation_path"),
         ("--epochs 0", "--epochs"),
-        ("--lr nan", "--lr"),
-        ("--minutes -1", "--minutes"),
         ("--minutes 1", "--max_steps"),
         ("--warmup -1", "--warmup"),
         ("--recombine 0.5", "--recombine"),
-        ("--stages 32:2", "--stages"),
         ("--stages 65:2:1", "rain-001.png"),
         ("--device cuda:77", "--device"),
         ("--lr 1e30", "step 2"),  # where the loss is not finite
