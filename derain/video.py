@@ -245,7 +245,7 @@ def _add_streams(writer: Any, source: Path, first: Any, codec: str, crf: int) ->
     chroma = "444" if height % 2 or width % 2 else "420"
     depth = "10le" if image.dtype == np.uint16 else ""
     aspect = video.sample_aspect_ratio
-    if aspect and width != first.width:
+    if aspect and first.rotation % 180:
         aspect = 1 / aspect
     sound = {}
     try:

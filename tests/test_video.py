@@ -38,8 +38,8 @@ def image(n: int, width: int = 64, height: int = 48) -> Image:
     return np.stack(channels, axis=2).astype(np.uint8)
 
 
-def images(count: int, width: int = 64, height: int = 48) -> list[Image]:
-    return [image(n, width, height) for n in range(count)]
+def images(count: int, *size: int) -> list[Image]:
+    return [image(n, *size) for n in range(count)]
 
 
 def write_film(
@@ -49,7 +49,6 @@ def write_film(
     sound: tuple[str, ...] = (),
     first: int = 0,
     codec: str = "libx264",
-    g: int = 250,
     **encoder: object,
 ) -> Path:
     """Write a film of 25 frames per second, or with times, in ms, after the time of the first.
@@ -60,7 +59,7 @@ def write_film(
     colours = {f"dst_{name}": encoder.get(name) for name in ("colorspace", "color_range")}
     mp4 = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
     with av.open(str(path), "w", options=mp4) as writer:
-        stream = writer.add_stream(codec, rate=25, options={"crf": "5", "g": str(g)})
+        stream = writer.add_stream(codec, rate=25, options={"crf": "5"})
         stream.height, stream.width, _ = pictures[0].shape
         stream.codec_context.time_base = Fraction(1, 25 if path.suffix == ".avi" else 1000)
         for name, value in {"pix_fmt": "yuv420p", **encoder}.items():
@@ -127,8 +126,6 @@ def fails(source: Path, target: Path, derain: Callable = never, **settings: obje
     return str(caught.value)
 
 
-# ---------------------------------------------------------------- what stays
-
 DEEP = [rgb.astype(np.uint16) * 257 for rgb in images(6)]
 KINDS = {
     "plain": (images(6), {}),
@@ -148,23 +145,17 @@ def test_what_is_not_rain_stays(tmp_path: Path, kind: str, suffix: str) -> None:
     source = write_film(tmp_path / f"in{suffix}", pictures, TIMES, **settings)
     seen: list[Image] = []
     target = tmp_path / f"out/in{suffix}"
-    derain_video(source, target, lambda rgb: seen.append(rgb) or rgb, crf=5)
+    derain_video(source, target, lambda rgb: seen.append(rgb) or rgb // 2, crf=5)
     before, after = read_film(source), read_film(target)
     assert after["times"][0] < 25  # Matroska begins with the sound, a little earlier
     assert np.diff(after["times"]).tolist() == np.diff(TIMES).tolist()
     for name in ("aspect", "colours", "transfer", "pix_fmt", "title", "defaults"):
         assert after[name] == before[name], name
-    assert difference(before["rgb"], after["rgb"]) < 3
+    assert difference([rgb // 2 for rgb in before["rgb"]], after["rgb"]) < 4
     assert seen[1].dtype == pictures[0].dtype
     assert difference(seen[1:], pictures) < 6  # RGB, not BGR, and the right colour matrix
     assert sound_of(target) == sound_of(source)
     assert list(target.parent.iterdir()) == [target]
-
-
-def test_each_frame_is_derained(tmp_path: Path) -> None:
-    source = write_film(tmp_path / "in.mp4", images(6))
-    after = read_film(derain_video(source, tmp_path / "out.mp4", lambda rgb: rgb // 2, crf=5))
-    assert difference(after["rgb"], [rgb // 2 for rgb in images(6)]) < 5
 
 
 def test_rgb_becomes_bt709(tmp_path: Path) -> None:
@@ -208,21 +199,6 @@ def test_interlaced_frames_are_deinterlaced(tmp_path: Path) -> None:
     assert np.ptp(after["rgb"][5][10:38, 25:35]) < 20
 
 
-def test_h265_in_mp4_has_the_tag_of_apple(tmp_path: Path) -> None:
-    source = write_film(tmp_path / "in.mp4", images(6))
-    assert read_film(derain_video(source, tmp_path / "out.mp4", same, "libx265"))["tag"] == "hvc1"
-
-
-def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The subtitles of this film end two seconds after its picture; the film is whole."""
-    target = derain_video(DATA / "subtitles_end_later.mkv", tmp_path / "out.mp4", same)
-    assert len(read_film(target)["times"]) == 20
-    assert "left out: subtitle" in capsys.readouterr().err
-
-
-# ---------------------------------------------------------------- clocks
-
-
 @pytest.mark.parametrize("suffix", [".ts", ".mkv", ".flv"])
 @pytest.mark.parametrize("first", [0, 30_000_000, 95_440_000, 95_442_200])
 def test_a_clock_may_begin_anywhere(tmp_path: Path, first: int, suffix: str) -> None:
@@ -239,9 +215,21 @@ def test_joined_streams_are_rejected(tmp_path: Path) -> None:
     assert "ffmpeg -i" in fails(source, tmp_path / "out/in.mp4")
 
 
-def test_sound_may_repeat_a_time(tmp_path: Path) -> None:
-    target = derain_video(DATA / "sound_repeats_a_time.mkv", tmp_path / "out.mp4", same)
-    assert (len(read_film(target)["times"]), len(sound_of(target))) == (40, 176)
+@pytest.mark.parametrize(
+    ("name", "frames", "left_out"),
+    [
+        ("cover_first.mp4", 10, "left out: video"),
+        ("subtitles_end_later.mkv", 20, "left out: subtitle"),
+        ("sound_repeats_a_time.mkv", 40, ""),
+    ],
+)
+def test_odd_films_are_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, frames: int, left_out: str
+) -> None:
+    target = derain_video(DATA / name, tmp_path / "out.mp4", same)
+    assert len(read_film(target)["times"]) == frames
+    assert sound_of(target) == sound_of(DATA / name) or name == "cover_first.mp4"
+    assert left_out in capsys.readouterr().err
 
 
 def test_frames_of_avi_are_evenly_spaced(tmp_path: Path) -> None:
@@ -253,7 +241,9 @@ def test_frames_of_avi_are_evenly_spaced(tmp_path: Path) -> None:
 
 def test_a_part(tmp_path: Path) -> None:
     """Seconds count from the first frame. Key frames do not matter."""
-    source = write_film(tmp_path / "in.ts", images(60), sound=("aac",), first=30_000_000, g=20)
+    source = write_film(
+        tmp_path / "in.ts", images(60), sound=("aac",), first=30_000_000, gop_size=20
+    )
     target = tmp_path / "out.mp4"
     after = read_film(derain_video(source, target, same, crf=5, start=1.2, duration=0.4))
     assert after["times"][0] < 110
@@ -262,9 +252,6 @@ def test_a_part(tmp_path: Path) -> None:
     assert abs(len(sound_of(target)) - 0.5 * 44100 / 1024) <= 2
     for start in (-1, 9):
         assert "--start" in fails(source, tmp_path / "none/none.mp4", start=start)
-
-
-# ---------------------------------------------------------------- damage
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
@@ -280,7 +267,7 @@ def test_a_film_that_is_cut_off_fails_before_any_work(tmp_path: Path, suffix: st
 
 
 def test_damage_loses_no_frame_before_it(tmp_path: Path) -> None:
-    source = write_film(tmp_path / "in.mp4", images(200), g=20)
+    source = write_film(tmp_path / "in.mp4", images(200), gop_size=20)
     data = bytearray(source.read_bytes())
     data[-2000:-1600] = bytes(400)
     source.write_bytes(data)
@@ -295,15 +282,12 @@ def test_damage_loses_no_frame_before_it(tmp_path: Path) -> None:
 
 
 def test_a_recording_may_begin_between_key_frames(tmp_path: Path) -> None:
-    source = write_film(tmp_path / "in.ts", images(60), g=20)
+    source = write_film(tmp_path / "in.ts", images(60), gop_size=20)
     data = source.read_bytes()
     source.write_bytes(data[len(data) // 4 // 188 * 188 :])
     after = read_film(derain_video(source, tmp_path / "out.mp4", same))
     assert 30 <= len(after["times"]) < 50
     assert (after["times"][0], set(np.diff(after["times"]))) == (0, {40})
-
-
-# ---------------------------------------------------------------- what can't be done
 
 
 @pytest.mark.parametrize(
@@ -355,29 +339,14 @@ def test_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install" in fails(tmp_path / "in.mp4", tmp_path / "out/in.mp4")
 
 
-def test_names_may_hold_colons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # FFmpeg takes what stands before a colon for a protocol
-    write_film(tmp_path / "in.mp4", images(6)).rename("12:30.mp4")
-    assert derain_video(Path("12:30.mp4"), Path("out.12:30.mp4"), same).stat().st_size > 0
-
-
-def test_cover_art_is_no_film(tmp_path: Path) -> None:
-    target = derain_video(DATA / "cover_first.mp4", tmp_path / "out.mp4", same)
-    assert len(read_film(target)["times"]) == 10
-
-
 def test_is_video(tmp_path: Path) -> None:
-    assert all(is_video(Path(name)) for name in ("drive.MP4", "00001.mts", "VTS_01_1.VOB"))
-    assert not is_video(Path("drive.png"))
     (tmp_path / "clips.mov").mkdir()
-    assert not is_video(tmp_path / "clips.mov")
-
-
-# ---------------------------------------------------------------- interruptions
+    names = ("drive.MP4", "00001.mts", "VTS_01_1.VOB", "drive.png", tmp_path / "clips.mov")
+    assert [is_video(Path(name)) for name in names] == [True, True, True, False, False]
 
 
 @pytest.mark.parametrize("how", ["signal", "error", "kill"])
-@pytest.mark.parametrize(("suffix", "codec"), [(".mp4", "libx264"), (".mkv", "libx265")])
+@pytest.mark.parametrize(("suffix", "codec"), [(".mp4", "libx265"), (".mkv", "libx264")])
 def test_an_interrupted_film_resumes(tmp_path: Path, how: str, suffix: str, codec: str) -> None:
     """The result is as without an interruption, and most frames are not derained twice."""
     times = tuple(40 * n + 7 * (n % 3) + 900 * (n // 200) for n in range(300))
@@ -412,6 +381,7 @@ def test_an_interrupted_film_resumes(tmp_path: Path, how: str, suffix: str, code
     derain_video(source, target, lambda rgb: seen.append(rgb) or rgb, codec)
     assert len(seen) <= 200
     assert list(target.parent.iterdir()) == [target]
+    assert suffix == ".mkv" or read_film(target)["tag"] == "hvc1"  # as Apple's players want it
     assert read_film(target)["times"] == read_film(whole)["times"]
     assert difference(read_film(target)["rgb"], read_film(whole)["rgb"]) < 5
     assert sound_of(target) == sound_of(whole) == sound_of(source)
