@@ -152,12 +152,7 @@ def run(settings: TrainSettings, network: nn.Module, loss: Loss, device: torch.d
         began = saved = time.monotonic()
         while progress < 1:
             epoch = progress * settings.epochs if settings.minutes else step / steps_per_epoch
-            factor = learning_rate_factor(
-                settings.schedule, step, epoch, progress, settings.warmup, settings.milestones
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
-
+            set_learning_rate(settings, optimizer, step, epoch, progress)
             batch = batch_of(step, progress)
             values = take_step(parallel, optimizer, loss, batch, precision, device)
             step += 1
@@ -167,9 +162,7 @@ def run(settings: TrainSettings, network: nn.Module, loss: Loss, device: torch.d
             values = dict(zip(values, losses, strict=True))
             if not math.isfinite(values["loss"]):
                 kept = f"{settings.save_path} keeps the last training state"
-                raise InputError(
-                    f"step {step}: the loss is {values['loss']}; {kept}; try a lower --lr"
-                )
+                raise InputError(f"step {step}: loss {values['loss']}; {kept}; try a lower --lr")
             sums.update(values | {"steps": 1})
             progress = progress_at(step, minutes)
             folder.show_progress(progress, f"step {step}, loss {values['loss']:.4f}")
@@ -195,6 +188,21 @@ def run(settings: TrainSettings, network: nn.Module, loss: Loss, device: torch.d
                 distributed.say(f"interrupted at step {step}; the same command resumes here")
                 raise KeyboardInterrupt if interrupted() == signal.SIGINT else SystemExit(REQUEUE)
     distributed.say(f"{settings.save_path / 'net_latest.pth'}: trained for {step} steps")
+
+
+def set_learning_rate(
+    settings: TrainSettings,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    epoch: float,
+    progress: float,
+) -> None:
+    """Set the learning rate of a step."""
+    factor = learning_rate_factor(
+        settings.schedule, step, epoch, progress, settings.warmup, settings.milestones
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
 
 
 def take_step(
