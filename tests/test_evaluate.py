@@ -35,6 +35,13 @@ from SSIM import image_metrics, psnr_y
 from utils import sha256_of
 
 RGB = scene(1, 40, 50)[0]
+TO_OUT = ("--logdir", "my_logs", "--save_path", "out")
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the weights, in my_logs."""
+    monkeypatch.chdir(tmp_path)
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -69,98 +76,94 @@ def test_help(inline: Command, script: str) -> None:
 
 
 @pytest.mark.parametrize("script", TEST_SCRIPTS[:3])
-def test_a_set_is_measured(inline: Command, tmp_path: Path, weights: Path, script: str) -> None:
+def test_a_set_is_measured(inline: Command, script: str) -> None:
     """The scores are those of the saved images; three pairs are no Rain100, and labelled so."""
-    write_pairs(tmp_path / "pairs", 3)
-    common = ("--data_path", "pairs", "--logdir", weights, "--save_path", "out")
+    write_pairs(Path("pairs"), 3)
+    common = ("--data_path", "pairs", *TO_OUT)
     shown = succeeds(inline(script, *common)).stdout
-    rows = rows_of(tmp_path / "out")
+    rows = rows_of(Path("out"))
     assert [row["image"] for row in rows] == [f"rain-00{i}.png" for i in (1, 2, 3)]
     for row, number in zip(rows, (1, 2, 3), strict=True):
         rainy, clean = scene(number)
-        saved = read_rgb(tmp_path / "out" / row["image"])
+        saved = read_rgb(Path("out") / row["image"])
         for metric, value in image_metrics(saved, clean).items():
             assert float(row[metric]) == pytest.approx(value, rel=1e-12)
         assert float(row["input_psnr_y"]) == pytest.approx(psnr_y(rainy, clean))
         assert float(row["milliseconds"]) > 0
-    summary = json.loads((tmp_path / "out/results.json").read_text())
-    assert summary["weights"]["sha256"] == sha256_of(weights / "net_latest.pth")
+    summary = json.loads(Path("out/results.json").read_text())
+    assert summary["weights"]["sha256"] == sha256_of(Path("my_logs/net_latest.pth"))
     label = f"pairs (3 pairs of no known set), not {script[5:-3]}"
     assert summary["data_set"]["name"] == label
     mean = np.mean([float(row["psnr_y"]) for row in rows])
     assert summary["means"][f"this run ({label})"]["psnr_y"] == pytest.approx(mean)
     assert f"{mean:.3f}" in shown
     assert "authors" not in shown
-    files = {path.name for path in (tmp_path / "out").iterdir()} - {row["image"] for row in rows}
+    files = {path.name for path in Path("out").iterdir()} - {row["image"] for row in rows}
     assert files == {"index.html", "results.csv", "results.json", "sources.json"}
 
 
 def test_a_whole_set_has_its_name_and_its_reference(
-    inline: Command, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+    inline: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its pixels decide: another 12 pairs in Rain12's folder are not Rain12."""
-    write_pairs(tmp_path / "datasets/test/Rain12", 12, height=16, width=16)
-    command = ("test_Rain12.py", "--logdir", weights, "--no-page")
+    write_pairs(Path("datasets/test/Rain12"), 12, height=16, width=16)
+    command = ("test_Rain12.py", "--logdir", "my_logs", "--no-page")
     assert "not Rain12" in succeeds(inline(*command)).stdout
-    pairs = find_pairs(tmp_path / "datasets/test/Rain12")
+    pairs = find_pairs(Path("datasets/test/Rain12"))
     fingerprint = sets.fingerprint([sets.pair_hash(*read_pair(pair)) for pair in pairs])
     known = dataclasses.replace(sets.RAIN12, fingerprint=fingerprint)
     monkeypatch.setitem(sets.TEST_SETS, "Rain12", known)
     lines = succeeds(inline(*command)).stdout.splitlines()
     assert lines[-2].startswith("authors' released images")
-    means = json.loads((tmp_path / "results/Rain12/results.json").read_text())["means"]
+    means = json.loads(Path("results/Rain12/results.json").read_text())["means"]
     assert means["authors' released images"] == {
         "psnr_y": 36.822,
         "ssim_y": 0.9618,
         "psnr_rgb": None,
     }
-    unseen = [float(row["psnr_y"]) for row in rows_of(tmp_path / "results/Rain12")[8:]]
+    unseen = [float(row["psnr_y"]) for row in rows_of(Path("results/Rain12"))[8:]]
     found = means["this run, 4 images RainTrainL lacks"]["psnr_y"]
     assert found == pytest.approx(np.mean(unseen))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", TEST_SCRIPTS)
-def test_without_data_synthetic_rain_is_used(
-    inline: Command, tmp_path: Path, weights: Path, script: str
-) -> None:
+def test_without_data_synthetic_rain_is_used(inline: Command, script: str) -> None:
     """A line says so first; no score passes for the set's."""
-    result = succeeds(inline(script, "--logdir", weights))
+    result = succeeds(inline(script, "--logdir", "my_logs"))
     first = result.stderr.splitlines()[0]
     assert f"datasets/test/{script[5:-3]} is missing" in first
     assert "datasets/README.md" in first
     kind = "light" if script in ("test_Rain100L.py", "test_Rain12.py") else "heavy"
     out = "results/real" if script == "test_real.py" else f"results/synthetic_{kind}"
-    label = rows_of(tmp_path / out)[0]["data_set"]
+    label = rows_of(Path(out))[0]["data_set"]
     assert label.startswith(f"synthetic {kind} rain")
     assert "authors" not in result.stdout
     if script == "test_Rain12.py":  # wherever it lies, and under whatever name
-        stand_in("light", tmp_path / "Rain12")
-        result = inline(script, "--data_path", "Rain12", "--logdir", weights, "--save_path", "out")
+        stand_in("light", Path("Rain12"))
+        result = inline(script, "--data_path", "Rain12", *TO_OUT)
         assert "this run (synthetic light rain, not Rain12)" in result.stdout
 
 
-def test_infinite_psnr_is_left_out_of_the_mean(
-    inline: Command, tmp_path: Path, weights: Path
-) -> None:
-    folder = write_pairs(tmp_path / "pairs", 3)
-    command = ("test_Rain12.py", "--data_path", "pairs", "--logdir", weights, "--save_path", "out")
+def test_infinite_psnr_is_left_out_of_the_mean(inline: Command) -> None:
+    folder = write_pairs(Path("pairs"), 3)
+    command = ("test_Rain12.py", "--data_path", "pairs", *TO_OUT)
     succeeds(inline(*command))
-    write(folder / "norain-002.png", read_rgb(tmp_path / "out/rain-002.png"))
+    write(folder / "norain-002.png", read_rgb(Path("out/rain-002.png")))
     assert "1 images equal their clean ones" in succeeds(inline(*command)).stdout
-    finite = [float(row["psnr_y"]) for row in rows_of(tmp_path / "out") if row["psnr_y"] != "inf"]
+    finite = [float(row["psnr_y"]) for row in rows_of(Path("out")) if row["psnr_y"] != "inf"]
     assert len(finite) == 2
-    means = json.loads((tmp_path / "out/results.json").read_text())["means"]
+    means = json.loads(Path("out/results.json").read_text())["means"]
     assert [*means.values()][1]["psnr_y"] == pytest.approx(np.mean(finite))
 
 
-def test_quantize_precision_and_tile(inline: Command, tmp_path: Path, weights: Path) -> None:
-    write_pairs(tmp_path / "pairs", 1, height=90, width=120)
-    command = ("test_Rain12.py", "--data_path", "pairs", "--logdir", weights, "--save_path", "out")
+def test_quantize_precision_and_tile(inline: Command) -> None:
+    write_pairs(Path("pairs"), 1, height=90, width=120)
+    command = ("test_Rain12.py", "--data_path", "pairs", *TO_OUT)
 
     def derained(*arguments: str) -> np.ndarray:
         succeeds(inline(*command, *arguments))
-        return read_rgb(tmp_path / "out/rain-001.png").astype(int)
+        return read_rgb(Path("out/rain-001.png")).astype(int)
 
     whole = derained("--tile", "off")
     assert np.abs(derained("--tile", "32") - whole).max() <= 1
@@ -168,25 +171,21 @@ def test_quantize_precision_and_tile(inline: Command, tmp_path: Path, weights: P
     assert 0 < np.abs(derained("--precision", "bf16") - whole).max() <= 8
 
 
-def test_clean_images_in_a_folder_of_any_name(
-    inline: Command, tmp_path: Path, weights: Path
-) -> None:
-    write_pairs(tmp_path / "set", 3, "MPRNet")
-    (tmp_path / "set/input").rename(tmp_path / "wet")
-    (tmp_path / "set/target").rename(tmp_path / "dry")
-    flags = ("--rainy_dir", "wet", "--clean_dir", "dry", "--save_path", "out", "--logdir", weights)
+def test_clean_images_in_a_folder_of_any_name(inline: Command) -> None:
+    write_pairs(Path("set"), 3, "MPRNet")
+    Path("set/input").rename(Path("wet"))
+    Path("set/target").rename(Path("dry"))
+    flags = ("--rainy_dir", "wet", "--clean_dir", "dry", *TO_OUT)
     succeeds(inline("test_Rain100L.py", *flags))
-    row = rows_of(tmp_path / "out")[1]
+    row = rows_of(Path("out"))[1]
     assert float(row["input_psnr_y"]) == pytest.approx(psnr_y(*scene(2)))
 
 
 # ---------------------------------------------------------------- own images
 
 
-def test_images_keep_their_kind_and_a_bad_one_stops_nothing(
-    inline: Command, tmp_path: Path, weights: Path
-) -> None:
-    photos, out = tmp_path / "photos", tmp_path / "out"
+def test_images_keep_their_kind_and_a_bad_one_stops_nothing(inline: Command) -> None:
+    photos, out = Path("photos"), Path("out")
     alpha = np.arange(2000, dtype=np.uint8).reshape(40, 50)
     grey = np.repeat(RGB[..., :1], 3, axis=2)
     write_image(photos / "grey.png", DecodedImage(grey, grey=True))
@@ -195,7 +194,7 @@ def test_images_keep_their_kind_and_a_bad_one_stops_nothing(
     write(photos / "été 雨.jpg", RGB)
     write(photos / "pixel.png", RGB[:1, :1])
     (photos / "broken.png").write_bytes(b"\x89PNG nothing")
-    command = ("test_real.py", "--data_path", "photos", "--logdir", weights, "--save_path", "out")
+    command = ("test_real.py", "--data_path", "photos", *TO_OUT)
     result = inline(*command, "--show_rain")
     one_error(result, "1 of 6")
     assert "skipped: photos/broken.png" in result.stderr
@@ -211,47 +210,45 @@ def test_images_keep_their_kind_and_a_bad_one_stops_nothing(
     assert "broken.png" in json.loads((out / "results.json").read_text())["errors"][0]
 
 
-def test_inputs_of_one_name(inline: Command, tmp_path: Path, weights: Path) -> None:
+def test_inputs_of_one_name(inline: Command) -> None:
     """In one call all get results; a later call replaces none of another input's."""
     for i, name in enumerate(("monday/DSC.jpg", "tuesday/DSC.jpg", "twin.png", "twin.bmp")):
-        write(tmp_path / name, scene(i)[0])
-    command = ("test_real.py", "--logdir", weights, "--no-page", "--data_path")
+        write(Path(name), scene(i)[0])
+    command = ("test_real.py", "--logdir", "my_logs", "--no-page", "--data_path")
     for _ in range(2):
         succeeds(inline(*command, "monday", "tuesday", "--save_path", "days"))
-        assert sorted(results_of(tmp_path / "days")) == ["monday/DSC.png", "tuesday/DSC.png"]
+        assert sorted(results_of(Path("days"))) == ["monday/DSC.png", "tuesday/DSC.png"]
         succeeds(inline(*command, "twin.png", "twin.bmp", "--save_path", "twins"))
-        assert sorted(results_of(tmp_path / "twins")) == ["twin.bmp.png", "twin.png.png"]
+        assert sorted(results_of(Path("twins"))) == ["twin.bmp.png", "twin.png.png"]
     succeeds(inline(*command, "monday", "--save_path", "one"))
-    before = results_of(tmp_path / "one")
+    before = results_of(Path("one"))
     result = inline(*command, "tuesday", "--save_path", "one")
-    one_error(result, tmp_path / "monday/DSC.jpg", tmp_path / "tuesday/DSC.jpg", "--save_path")
+    one_error(result, Path("monday/DSC.jpg"), Path("tuesday/DSC.jpg"), "--save_path")
     succeeds(inline(*command, "twin.bmp", "--save_path", "one"))
     succeeds(inline(*command, "monday", "--save_path", "one"))
-    assert results_of(tmp_path / "one").items() > before.items()
+    assert results_of(Path("one")).items() > before.items()
 
 
-def test_several_paths_subfolders_and_patterns(
-    inline: Command, tmp_path: Path, weights: Path
-) -> None:
+def test_several_paths_subfolders_and_patterns(inline: Command) -> None:
     for name in ("a.png", "b.jpg", "more/c.png", "more/deep/d.bmp", "more/out/old.png"):
-        write(tmp_path / name, RGB)
-    command = ("test_real.py", "--logdir", weights, "--no-page", "--data_path")
+        write(Path(name), RGB)
+    command = ("test_real.py", "--logdir", "my_logs", "--no-page", "--data_path")
     flags = ("--suffix", "_dry", "--format", "webp", "--save_path", "flat")
     succeeds(inline(*command, "a.png", "*.jpg", "more", *flags))
-    assert sorted(results_of(tmp_path / "flat")) == ["a_dry.webp", "b_dry.webp", "c_dry.webp"]
-    (tmp_path / "more/out/old.png").unlink()
+    assert sorted(results_of(Path("flat"))) == ["a_dry.webp", "b_dry.webp", "c_dry.webp"]
+    Path("more/out/old.png").unlink()
     for _ in range(2):  # its own results are no inputs
         succeeds(inline(*command, "more", "--recursive", "--save_path", "more/out"))
-        assert sorted(results_of(tmp_path / "more/out")) == ["c.png", "deep/d.png"]
-    write_pairs(tmp_path / "set", 2)
+        assert sorted(results_of(Path("more/out"))) == ["c.png", "deep/d.png"]
+    write_pairs(Path("set"), 2)
     succeeds(inline(*command, "set", "--save_path", "rainy"))  # of a set the rainy images alone
-    assert sorted(results_of(tmp_path / "rainy")) == ["rain-001.png", "rain-002.png"]
+    assert sorted(results_of(Path("rainy"))) == ["rain-001.png", "rain-002.png"]
 
 
-def test_films_beside_images(inline: Command, tmp_path: Path, weights: Path) -> None:
+def test_films_beside_images(inline: Command) -> None:
     """Each gets its result, and one that fails doesn't stop the next."""
     av = pytest.importorskip("av")
-    folder = tmp_path / "card"
+    folder = Path("card")
     write(folder / "photo.jpg", RGB)
     (folder / "bad.mp4").write_bytes(b"no film")
     for name in ("clip.avi", "clip.mp4"):
@@ -261,50 +258,36 @@ def test_films_beside_images(inline: Command, tmp_path: Path, weights: Path) -> 
             for _ in range(3):
                 film.mux(stream.encode(av.VideoFrame.from_ndarray(RGB)))
             film.mux(stream.encode())
-    result = inline(
-        "test_real.py", "--data_path", "card", "--logdir", weights, "--save_path", "out"
-    )
+    result = inline("test_real.py", "--data_path", "card", *TO_OUT)
     one_error(result, "1 of 4")
     assert "skipped: card/bad.mp4" in result.stderr
-    films = sorted(path.name for path in (tmp_path / "out").glob("*.mp4"))
+    films = sorted(path.name for path in Path("out").glob("*.mp4"))
     assert films == ["clip.avi.mp4", "clip.mp4.mp4"]
-    assert [*results_of(tmp_path / "out")] == ["photo.png"]
+    assert [*results_of(Path("out"))] == ["photo.png"]
 
 
 @pytest.mark.parametrize("name", ["out.png", "below/out.jpg", "out.webp"])
-def test_a_single_file_goes_where_it_is_sent(
-    inline: Command, tmp_path: Path, weights: Path, name: str
-) -> None:
+def test_a_single_file_goes_where_it_is_sent(inline: Command, name: str) -> None:
     """And nothing else is written."""
-    write(tmp_path / "in.png", RGB)
-    before = {path for path in tmp_path.rglob("*") if path.is_file()}
-    command = ("test_real.py", "--data_path", "in.png", "--logdir", weights, "--out")
+    write(Path("in.png"), RGB)
+    before = {path for path in Path().rglob("*") if path.is_file()}
+    command = ("test_real.py", "--data_path", "in.png", "--logdir", "my_logs", "--out")
     succeeds(inline(*command, name, "--quality", "90"))
-    assert {path for path in tmp_path.rglob("*") if path.is_file()} - before == {tmp_path / name}
-    with Image.open(tmp_path / name) as image:
+    assert {path for path in Path().rglob("*") if path.is_file()} - before == {Path(name)}
+    with Image.open(name) as image:
         assert image.format == {"png": "PNG", "jpg": "JPEG", "ebp": "WEBP"}[name[-3:]]
     if name != "out.png":
         succeeds(inline(*command, f"worse{name[-5:]}", "--quality", "10"))
-        worse = tmp_path / f"worse{name[-5:]}"
-        assert worse.stat().st_size < (tmp_path / name).stat().st_size
+        worse = Path(f"worse{name[-5:]}")
+        assert worse.stat().st_size < Path(name).stat().st_size
 
 
-def test_formats_that_would_lose_something(inline: Command, tmp_path: Path, weights: Path) -> None:
-    write_image(tmp_path / "in/alpha.png", DecodedImage(RGB, RGB[..., 0]))
-    write_image(tmp_path / "in/deep.png", DecodedImage(RGB.astype(np.uint16) * 257))
-    write_image(tmp_path / "in/simple.png", DecodedImage(RGB))
-    for kind, kept in (("jpg", {"simple.jpg"}), ("webp", {"simple.webp", "alpha.webp"})):
-        flags = ("--format", kind, "--save_path", kind, "--logdir", weights)
-        one_error(inline("test_real.py", "--data_path", "in", *flags), f"{3 - len(kept)} of 3")
-        assert results_of(tmp_path / kind).keys() == kept
-
-
-def test_skip_existing(inline: Command, tmp_path: Path, weights: Path) -> None:
+def test_skip_existing(inline: Command) -> None:
     """Results newer than image and weights stay."""
     for i in range(3):
-        write(tmp_path / f"photos/{i}.png", RGB)
-    command = ("test_real.py", "--data_path", "photos", "--logdir", weights, "--save_path", "out")
-    outputs = [tmp_path / f"out/{i}.png" for i in range(3)]
+        write(Path(f"photos/{i}.png"), RGB)
+    command = ("test_real.py", "--data_path", "photos", *TO_OUT)
+    outputs = [Path(f"out/{i}.png") for i in range(3)]
 
     def made(*flags: str) -> list[bool]:
         before = [path.stat().st_mtime_ns if path.exists() else 0 for path in outputs]
@@ -314,34 +297,31 @@ def test_skip_existing(inline: Command, tmp_path: Path, weights: Path) -> None:
 
     assert made("--skip_existing") == [True, True, True]
     outputs[0].unlink()
-    os.utime(tmp_path / "photos/1.png")
+    os.utime(Path("photos/1.png"))
     assert made("--skip_existing") == [True, True, False]
-    os.utime(weights / "net_latest.pth")
+    os.utime(Path("my_logs/net_latest.pth"))
     assert made("--skip_existing") == [True, True, True]
     assert made() == [True, True, True]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
-def test_a_file_name_that_is_no_text(inline: Command, tmp_path: Path, weights: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    write(tmp_path / "x.jpg", RGB).rename(
-        os.fsdecode(bytes(tmp_path / "photos") + b"/\xd3\xea.jpg")
-    )
+def test_a_file_name_that_is_no_text(inline: Command) -> None:
+    Path("photos").mkdir()
+    write(Path("x.jpg"), RGB).rename(os.fsdecode(b"photos/\xd3\xea.jpg"))
     for _ in range(2):
-        flags = ("--logdir", weights, "--save_path", "out")
-        succeeds(inline("test_real.py", "--data_path", "photos", *flags))
-        assert len(rows_of(tmp_path / "out")) == 1
+        succeeds(inline("test_real.py", "--data_path", "photos", *TO_OUT))
+        assert len(rows_of(Path("out"))) == 1
 
 
 # ---------------------------------------------------------------- processes
 
 
 @pytest.mark.slow
-def test_the_weights_that_come_with_the_scripts(command: Command, tmp_path: Path) -> None:
+def test_the_weights_that_come_with_the_scripts(command: Command) -> None:
     """They are found from any folder."""
-    write(tmp_path / "photos/a.png", RGB)
+    write(Path("photos/a.png"), RGB)
     succeeds(command("test_real.py", "--data_path", "photos"))
-    summary = json.loads((tmp_path / "results/real/results.json").read_text())
+    summary = json.loads(Path("results/real/results.json").read_text())
     found = summary["weights"]["sha256"]
     assert found in {sha256_of(path) for path in (ROOT / "logs").glob("*/net_latest.pth")}
 
@@ -349,44 +329,44 @@ def test_the_weights_that_come_with_the_scripts(command: Command, tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no shell of that kind there")
 @pytest.mark.parametrize("ending", ["| head -n 1", "2> /dev/null | true", ">&- | cat"])
-def test_a_reader_that_leaves_loses_nothing(tmp_path: Path, weights: Path, ending: str) -> None:
-    write_pairs(tmp_path / "pairs", 2)
-    script = f"{sys.executable} {ROOT}/test_Rain12.py --data_path pairs --logdir {weights}"
+def test_a_reader_that_leaves_loses_nothing(ending: str) -> None:
+    write_pairs(Path("pairs"), 2)
+    script = f"{sys.executable} {ROOT}/test_Rain12.py --data_path pairs --logdir my_logs"
     line = ["bash", "-c", f"{script} --save_path out {ending}"]
-    how = {"cwd": tmp_path, "env": os.environ | ENVIRONMENT, "check": True}
+    how = {"env": os.environ | ENVIRONMENT, "check": True}
     result = subprocess.run(line, capture_output=True, text=True, **how)
     assert "Traceback" not in result.stderr
     assert "Broken" not in result.stderr
-    assert len(rows_of(tmp_path / "out")) == 2
-    assert (tmp_path / "out/index.html").exists()
+    assert len(rows_of(Path("out"))) == 2
+    assert Path("out/index.html").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C can't be sent there")
-def test_ctrl_c_keeps_what_is_done(tmp_path: Path, weights: Path) -> None:
+def test_ctrl_c_keeps_what_is_done() -> None:
     for i in range(300):
-        write(tmp_path / f"photos/{i}.png", scene(i, 200, 200)[0])
-    command = [sys.executable, ROOT / "test_real.py", "--data_path", "photos", "--logdir", weights]
-    how = {"cwd": tmp_path, "env": os.environ | ENVIRONMENT, "stderr": subprocess.PIPE}
+        write(Path(f"photos/{i}.png"), scene(i, 200, 200)[0])
+    command = [sys.executable, ROOT / "test_real.py", "--data_path", "photos", *TO_OUT]
+    how = {"env": os.environ | ENVIRONMENT, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, text=True, **how) as process:
-        while not list(tmp_path.glob("results/real/*.png")):
+        while not list(Path().glob("out/*.png")):
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=100)
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "interrupted"
-    for path in tmp_path.glob("results/real/*.png"):
+    for path in Path().glob("out/*.png"):
         assert read_rgb(path).shape == (200, 200, 3)
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line(tmp_path: Path, weights: Path) -> None:
+def test_a_full_disk_is_one_line() -> None:
     """Here a limit of files' sizes; what was there stays."""
     pytest.importorskip("resource", reason="not on Windows")
-    write_pairs(tmp_path / "pairs", 1, height=200, width=200)
-    flags = f"--data_path pairs --logdir {weights} --save_path out"
+    write_pairs(Path("pairs"), 1, height=200, width=200)
+    flags = "--data_path pairs --logdir my_logs --save_path out"
     line = f"ulimit -f 20; exec {sys.executable} {ROOT}/test_Rain12.py {flags}"
-    how = {"cwd": tmp_path, "env": os.environ | ENVIRONMENT, "check": False}
+    how = {"env": os.environ | ENVIRONMENT, "check": False}
     result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, **how)
     one_error(result, "out/rain-001.png")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["sources.json"]
+    assert [path.name for path in Path("out").iterdir()] == ["sources.json"]
