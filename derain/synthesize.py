@@ -8,9 +8,6 @@ its statistics were fitted. Scores on it are not theirs: synthetic.json marks ev
 
 import dataclasses
 import json
-import re
-import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -26,7 +23,6 @@ from derain.pairs import list_images
 from utils import InputError, write_json
 
 SYNTHETIC_MARKER = "synthetic.json"
-OWN_FILES = re.compile(rf"rainy|norain-[0-9]+\.png|{SYNTHETIC_MARKER}")
 MARGIN = 64  # pixels around the image where streaks that end in it may begin
 KINDS = ("light", "heavy")
 # A layer is a Poisson field of drops, each drawn out to a streak. The values of both kinds are
@@ -121,58 +117,48 @@ def write_set(
 ) -> int:
     """Write out/rainy/rain-001.png, out/norain-001.png, ... and the marker; return the number.
 
-    photographs: each (H, W, 3) uint8 RGB; layers: for each. typical: take typical layers only. The
-    folder replaces an earlier synthetic set. Raises InputError if it holds anything else.
+    photographs: each (H, W, 3) uint8 RGB. layers: for each. typical: take typical layers only. An
+    earlier synthetic set is replaced. Raises InputError if the folder is anything else.
     """
-    out, random, number = out.resolve(), np.random.RandomState(seed % 2**32), 0
-    is_ours = all(OWN_FILES.fullmatch(path.name) for path in out.glob("*"))
-    if out.exists() and not (is_ours and (out / SYNTHETIC_MARKER).is_file()):
-        raise InputError(f"{out}: holds other files than a synthetic set; choose another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=out.parent) as temporary:
-        made = Path(temporary) / "set"
-        for clean in tqdm(photographs, desc=f"{kind} rain", unit="photograph", disable=None):
-            height, width, _ = clean.shape
-            for _ in range(layers):
+    out = out.resolve()
+    if out.exists() and not read_marker(out):
+        raise InputError(f"{out}: exists and is not a synthetic set; choose another folder")
+    for path in (*out.glob("norain-*.png"), *out.glob("rainy/rain-*.png")):
+        path.unlink()
+    # The marker comes first, so that a set that was not completed can be replaced.
+    write_json(out / SYNTHETIC_MARKER, {"kind": kind, "seed": seed, "typical": typical})
+    random, number = np.random.RandomState(seed % 2**32), 0
+    for clean in tqdm(photographs, desc=f"{kind} rain", unit="photograph", disable=None):
+        height, width, _ = clean.shape
+        for _ in range(layers):
+            layer = rain_layer(height, width, kind, random)
+            while typical and not is_typical(layer, kind):
                 layer = rain_layer(height, width, kind, random)
-                while typical and not is_typical(layer, kind):
-                    layer = rain_layer(height, width, kind, random)
-                number += 1
-                rainy = DecodedImage(add_rain(clean, layer))
-                write_image(made / f"rainy/rain-{number:03d}.png", rainy)
-                write_image(made / f"norain-{number:03d}.png", DecodedImage(clean))
-        if not number:
-            raise InputError(f"{out}: no photograph, or no layer of rain to put on it")
-        write_json(made / SYNTHETIC_MARKER, {"kind": kind, "seed": seed, "typical": typical})
-        if out.exists():
-            shutil.rmtree(out)
-        made.rename(out)
+            number += 1
+            rainy = DecodedImage(add_rain(clean, layer))
+            write_image(out / f"rainy/rain-{number:03d}.png", rainy)
+            write_image(out / f"norain-{number:03d}.png", DecodedImage(clean))
     return number
 
 
 def read_marker(folder: Path) -> dict[str, Any]:
     """Return what a synthetic set's marker says; nothing for any other folder."""
-    try:
-        return dict(json.loads((folder / SYNTHETIC_MARKER).read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}
+    marker = folder / SYNTHETIC_MARKER
+    return json.loads(marker.read_text()) if marker.is_file() else {}
 
 
 def synthetic_label(folder: Path) -> str | None:
-    """Return 'synthetic heavy rain' or the like of a synthetic set or a folder in it."""
-    for place in (folder, *folder.resolve().parents[:2]):
-        marker = read_marker(place)
-        if "kind" in marker:
-            return f"synthetic {marker['kind']} rain"
-    return None
+    """Return 'synthetic heavy rain' or the like of a synthetic set, or of a folder in it."""
+    marker = read_marker(folder) or read_marker(folder.resolve().parent)
+    return f"synthetic {marker['kind']} rain" if marker else None
 
 
 def stand_in(kind: str, root: Path = Path("datasets/test")) -> Path:
     """Return the stand-in test set of a kind of rain, 12 pairs; make it if it is not there."""
-    out = root / f"synthetic_{kind}"
-    if read_marker(out) != {"kind": kind, "seed": 0, "typical": True}:
+    out, settings = root / f"synthetic_{kind}", {"kind": kind, "seed": 0, "typical": True}
+    if read_marker(out) != settings or not (out / "norain-012.png").exists():
         photographs = [centre(image, 321, 481) for image in free_photographs("test").values()]
-        write_set(out, photographs, kind, layers=3, seed=0, typical=True)
+        write_set(out, photographs, layers=3, **settings)
     return out
 
 
@@ -191,7 +177,10 @@ def main(settings: Settings) -> None:
     """Write a synthetic set."""
     photographs: Iterable[np.ndarray] = free_photographs("train").values()
     if settings.photos:
-        photographs = map(read_rgb, list_images(settings.photos))
+        files = list_images(settings.photos)
+        if not files:
+            raise InputError(f"{settings.photos}: holds no image; name a folder of photographs")
+        photographs = map(read_rgb, files)
     pairs = write_set(settings.out, photographs, settings.rain, settings.layers, settings.seed)
     print(f"{settings.out}: {pairs} pairs of synthetic {settings.rain} rain")
 

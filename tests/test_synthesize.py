@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +27,6 @@ def test_statistics_are_near_the_real_sets(kind: str) -> None:
     )
     assert found == pytest.approx(REAL[kind], rel=0.35)
     assert all(x.min() >= 0 and x.max() <= 212 for x in layers)
-
-
-def test_a_streak_points_where_it_should() -> None:
-    vertical = synthesize.streak(90, 30, 0.6, 20)
-    assert vertical.sum(axis=1).astype(bool).sum() > 3 * (vertical.max(axis=0) > 0.05).sum()
-    leaning = synthesize.streak(60, 30, 0.6, 20)  # like a slash
-    centre = leaning.shape[0] // 2
-    assert leaning[centre - 9, centre + 5] > 0.3
-    assert leaning[centre - 9, centre - 5] < 1e-6
-    for image in (vertical, leaning):
-        assert np.allclose(image, image[::-1, ::-1])
-        assert image[centre, centre] == image.max() == 1
 
 
 def test_a_seed_names_one_set(tmp_path: Path) -> None:
@@ -75,8 +64,6 @@ def test_sets_are_marked_as_synthetic(tmp_path: Path) -> None:
     for folder in (tmp_path / "set", tmp_path / "set/rainy"):
         assert synthesize.synthetic_label(folder) == "synthetic light rain"
     assert synthesize.synthetic_label(tmp_path) is None
-    (tmp_path / "synthetic.json").write_text("[1]")
-    assert synthesize.synthetic_label(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -104,26 +91,33 @@ def test_the_stand_in_is_made_once_and_remade_when_its_settings_change(tmp_path:
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"seed": 1}))
     synthesize.stand_in("light", tmp_path)
     assert json.loads(marker.read_text())["seed"] == 0
+    (out / "norain-012.png").unlink()  # as after an interrupt
+    assert len(find_pairs(synthesize.stand_in("light", tmp_path))) == 12
     assert [p.name for p in tmp_path.iterdir()] == ["synthetic_light"]
 
 
-def test_a_folder_of_somebody_elses_is_never_replaced(tmp_path: Path) -> None:
-    write(tmp_path / "mine/holiday.png", scene(1)[1])
-    with pytest.raises(InputError, match="mine: holds other files"):
+def test_files_of_somebody_else_stay(tmp_path: Path) -> None:
+    write(tmp_path / "mine/norain-001.png", scene(1)[1])
+    with pytest.raises(InputError, match="mine: exists"):
         synthesize.write_set(tmp_path / "mine", [scene(1)[1]], "light", 1, 0)
-    assert (tmp_path / "mine/holiday.png").exists()
-    synthesize.write_set(tmp_path / "set", [scene(1)[1]], "light", 1, 0)
-    synthesize.write_set(
-        tmp_path / "set", [scene(1)[1]], "light", 2, 0
-    )  # its own earlier set is replaced
-    assert len(find_pairs(tmp_path / "set")) == 2
-    (tmp_path / "set/notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="set: holds other files"):
-        synthesize.write_set(tmp_path / "set", [scene(1)[1]], "light", 1, 0)
+    assert (tmp_path / "mine/norain-001.png").exists()
+    for layers in (2, 1):  # its own earlier set is replaced
+        synthesize.write_set(tmp_path / "set", [scene(1)[1]], "light", layers, 0)
+        (tmp_path / "set/notes.txt").write_text("mine")
+    assert len(find_pairs(tmp_path / "set")) == 1
     assert (tmp_path / "set/notes.txt").exists()
-    with pytest.raises(InputError, match="no photograph"):
-        synthesize.write_set(tmp_path / "new", [], "light", 1, 0)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "set"]
+
+
+def test_the_command(tmp_path: Path, inline: Callable) -> None:
+    write(tmp_path / "photos/a.png", scene(1)[1])
+    result = inline("derain.synthesize", "--rain", "light", "--photos", "photos", "--out", "new")
+    assert (result.returncode, result.stdout) == (0, "new: 6 pairs of synthetic light rain\n")
+    (tmp_path / "empty").mkdir()
+    for photos in ("empty", "missing"):
+        result = inline("derain.synthesize", "--photos", photos, "--out", "other")
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+        assert photos in result.stderr
+        assert not (tmp_path / "other").exists()
 
 
 def test_a_set_behind_a_link_is_replaced_where_it_lies(tmp_path: Path) -> None:
