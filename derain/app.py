@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -158,7 +159,9 @@ def main(settings: AppSettings) -> None:
         options = {"theme": gr.themes.Soft(), "footer_links": [], "run_history": False}
         _, address, _ = page.launch(share=False, quiet=True, prevent_thread_lock=True, **options)
         print(f"{address}  (Ctrl-C ends it)", flush=True)
-        page.block_thread()
+        with suppress(KeyboardInterrupt):  # a second one
+            page.block_thread()
+    os._exit(0)  # torch would abort if Python ended while a thread still computes
 
 
 if __name__ == "__main__":
