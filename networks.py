@@ -171,7 +171,7 @@ class FastPReLU(torch.autograd.Function):
     """PReLU of (N, C, H, W) with one slope (1,), for training on the CPU.
 
     torch's own backward pass writes the slope's gradient for every value, in a loop that is not
-    vectorised, before it adds them up: a sixth of a training step in bf16.
+    vectorised, before it adds them up: a seventh of a training step in bf16.
     """
 
     @staticmethod
