@@ -1,6 +1,6 @@
 """For torch.hub, from a clone or from GitHub; needs torch alone and downloads nothing of its own.
 
-network = torch.hub.load("path/to/this/folder", "dargnet", source="local", rain="light")
+network = torch.hub.load("path/to/this/folder", "dargnet", source="local", rain="any")
 derained = network(rainy)            # (N, 3, H, W) RGB in [0, 1] -> the same shape
 """
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 dependencies = ["torch"]
 ROOT = Path(__file__).resolve().parent
-FOLDERS = {"heavy": "Rain100H", "light": "Rain100L"}  # of logs/, for each kind of rain
+FOLDERS = {"any": "real", "light": "Rain100L", "heavy": "Rain100H"}  # of logs/, for each kind of rain
 
 
-def dargnet(rain: str = "heavy", weights: str | None = None):
+def dargnet(rain: str = "any", weights: str | None = None):
     """Return a DARGNet in eval mode on the CPU, with our weights for `rain` or those of a file.
 
     weights: a .pth file, ours or the published ones. Raises ValueError for foreign weights.

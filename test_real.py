@@ -17,7 +17,7 @@ from derain.cli import run_script
 from derain.evaluate import EvalSettings, evaluate
 from networks import load_network
 
-WEIGHTS = Path("logs/Rain100H")
+WEIGHTS = Path("logs/real")  # for any rain
 
 
 def main(settings: EvalSettings) -> None:

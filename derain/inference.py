@@ -28,8 +28,12 @@ from utils import InputError, quantize, to_image, to_tensor
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WHOLE_PIXELS = 1_500_000  # larger images are computed in tiles; this many take 2.4 GB in fp32
 TILE = 1088  # side in pixels; with its overlap, a tile has about WHOLE_PIXELS
-# by the kind of rain that they were trained on; derain.app begins with the first
-RAIN_WEIGHTS = {"heavy": Path("logs/Rain100H"), "light": Path("logs/Rain100L")}
+# The weights for each kind of rain. derain.app begins with the first.
+RAIN_WEIGHTS = {
+    "any": Path("logs/real"),
+    "light": Path("logs/Rain100L"),
+    "heavy": Path("logs/Rain100H"),
+}
 Loader = Callable[[Path], nn.Module]
 Progress = Callable[[int, int], object]  # called with the number of tiles done, and of all tiles
 
