@@ -10,7 +10,8 @@ from pathlib import Path
 
 dependencies = ["torch"]
 ROOT = Path(__file__).resolve().parent
-FOLDERS = {"any": "real", "light": "Rain100L", "heavy": "Rain100H"}  # of logs/, for each kind of rain
+# The folder in logs/ for each kind of rain.
+FOLDERS = {"any": "real", "light": "Rain100L", "heavy": "Rain100H"}
 
 
 def dargnet(rain: str = "any", weights: str | None = None):

@@ -9,7 +9,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -109,19 +109,22 @@ def derain_video(
     return target
 
 
-def _open(source: Path) -> tuple[Any, Any]:
-    """Open a video file; return its reader and the stream of the picture."""
+@contextmanager
+def _opened(source: Path) -> Iterator[tuple[Any, Any]]:
+    """Open a video file; yield its reader and the stream of the picture."""
     if av is None or tuple(map(int, av.__version__.split(".")[:2])) < (17, 1):
         raise InputError(f"{source}: films need PyAV: pip install 'av>=17.1'")
     try:
         reader = av.open(f"file:{source}")  # a name may hold a colon
     except av.FFmpegError as error:
         raise InputError(f"{source}: cannot be read as a film: {error.strerror}") from error
-    for video in reader.streams.video:
-        is_cover = video.disposition & av.stream.Disposition.attached_pic
-        if not is_cover and not reader.format.name.endswith("_pipe"):  # an image
-            return reader, video
-    raise InputError(f"{source}: holds no film; name another file")
+    with reader:  # PyAV must not be left to close it while it collects garbage
+        for video in reader.streams.video:
+            is_cover = video.disposition & av.stream.Disposition.attached_pic
+            if not is_cover and not reader.format.name.endswith("_pipe"):  # an image
+                yield reader, video
+                return
+        raise InputError(f"{source}: holds no film; name another file")
 
 
 def _decode(packet: Any) -> list[Any] | None:
@@ -138,31 +141,31 @@ def _inspect(source: Path, start: float, duration: float | None) -> tuple[Any, A
 
     Reads the whole file: if it was cut off, or joined of several, the InputError comes now.
     """
-    reader, video = _open(source)
-    first, clock, reached = None, [-math.inf], Fraction(0)
-    for packet in reader.demux():
-        if packet.stream is video and first is None:
-            first = next(iter(_decode(packet) or ()), None)
-        if packet.pts is not None:
-            reached = max(reached, (packet.pts + (packet.duration or 0)) * packet.time_base)
-        if packet.stream is video and packet.dts is not None:
-            clock.append(packet.dts * packet.time_base)
-            if clock[-1] < clock[-2] - 1:
-                fix = f"first give it one: ffmpeg -i {source} -c copy NEW.mkv"
-                raise InputError(f"{source}: its clock starts again, as in joined files; {fix}")
-    if first is None or first.pts is None:
-        raise InputError(f"{source}: no frame can be read; get it again")
-    begin = first.pts * first.time_base + Fraction(str(start))
-    end = begin + Fraction(str(duration or 10**9))
-    announced = 0.0  # in other containers an estimate
-    if reader.format.name.startswith(("mov", "matroska")):
-        announced = (reader.duration or 0) / 1e6
-    if reached < min(end, announced - 0.5):
-        fix = f"get it again, or add --duration {float(reached - begin) - 0.05:.1f}"
-        raise InputError(f"{source}: ends early, as if cut off; {fix}")
-    if start < 0 or begin >= reached:
-        raise InputError(f"{source}: no frame from --start {start} on")
-    return first, begin, end, sum(begin <= time < end for time in clock)
+    with _opened(source) as (reader, video):
+        first, clock, reached = None, [-math.inf], Fraction(0)
+        for packet in reader.demux():
+            if packet.stream is video and first is None:
+                first = next(iter(_decode(packet) or ()), None)
+            if packet.pts is not None:
+                reached = max(reached, (packet.pts + (packet.duration or 0)) * packet.time_base)
+            if packet.stream is video and packet.dts is not None:
+                clock.append(packet.dts * packet.time_base)
+                if clock[-1] < clock[-2] - 1:
+                    fix = f"first give it one: ffmpeg -i {source} -c copy NEW.mkv"
+                    raise InputError(f"{source}: its clock starts again, as in joined files; {fix}")
+        if first is None or first.pts is None:
+            raise InputError(f"{source}: no frame can be read; get it again")
+        begin = first.pts * first.time_base + Fraction(str(start))
+        end = begin + Fraction(str(duration or 10**9))
+        announced = 0.0  # in other containers an estimate
+        if reader.format.name.startswith(("mov", "matroska")):
+            announced = (reader.duration or 0) / 1e6
+        if reached < min(end, announced - 0.5):
+            fix = f"get it again, or add --duration {float(reached - begin) - 0.05:.1f}"
+            raise InputError(f"{source}: ends early, as if cut off; {fix}")
+        if start < 0 or begin >= reached:
+            raise InputError(f"{source}: no frame from --start {start} on")
+        return first, begin, end, sum(begin <= time < end for time in clock)
 
 
 def _read(source: Path, first: Any, begin: Fraction, end: Fraction) -> Iterator[Any]:
@@ -170,42 +173,44 @@ def _read(source: Path, first: Any, begin: Fraction, end: Fraction) -> Iterator[
 
     Raises InputError at damage.
     """
-    reader, video = _open(source)
-    video.thread_type = "AUTO"  # several threads decode ahead
-    graph = av.filter.Graph()
-    yadif = graph.add("yadif", "deint=interlaced")
-    graph.link_nodes(graph.add_buffer(template=video), yadif, graph.add("buffersink")).configure()
-    size = (first.width, first.height)
-    last = first.pts - 1
-    for packet in reader.demux(video, *reader.streams.audio):
-        if packet.stream is not video:
-            if packet.pts is not None:
-                packet.pts = packet.dts = packet.pts - round(begin / packet.time_base)
-                # Decoders need some sound before the first that is heard.
-                if -0.1 <= packet.pts * packet.time_base < end - begin:
-                    yield packet
-            continue
-        if last * video.time_base >= end:
-            continue  # only sound follows
-        frames = _decode(packet)
-        if frames is None and last < first.pts:
-            continue  # a recording may begin between key frames
-        if frames is None or {(frame.width, frame.height) for frame in frames} - {size}:
-            seconds = float(last * video.time_base - begin) - 0.05  # rounded down
-            fix = f"get it again, or add --duration {seconds:.1f}"
-            raise InputError(f"{source}: damaged, or of another size from there on; {fix}")
-        for frame in frames:
-            if frame.pts is None or reader.format.name == "avi":  # which stores no times
-                frame.pts = last + 1
-            last = frame.pts = max(frame.pts, last + 1)
-            if begin <= last * video.time_base < end:
-                frame.pts -= round(begin / video.time_base)
-                graph.push(frame)
-                with suppress(BlockingIOError):  # yadif waits for the next frame
-                    yield graph.pull()
-    graph.push(None)
-    with suppress(EOFError):
-        yield graph.pull()
+    with _opened(source) as (reader, video):
+        video.thread_type = "AUTO"  # several threads decode ahead
+        graph = av.filter.Graph()
+        yadif = graph.add("yadif", "deint=interlaced")
+        graph.link_nodes(
+            graph.add_buffer(template=video), yadif, graph.add("buffersink")
+        ).configure()
+        size = (first.width, first.height)
+        last = first.pts - 1
+        for packet in reader.demux(video, *reader.streams.audio):
+            if packet.stream is not video:
+                if packet.pts is not None:
+                    packet.pts = packet.dts = packet.pts - round(begin / packet.time_base)
+                    # Decoders need some sound before the first that is heard.
+                    if -0.1 <= packet.pts * packet.time_base < end - begin:
+                        yield packet
+                continue
+            if last * video.time_base >= end:
+                continue  # only sound follows
+            frames = _decode(packet)
+            if frames is None and last < first.pts:
+                continue  # a recording may begin between key frames
+            if frames is None or {(frame.width, frame.height) for frame in frames} - {size}:
+                seconds = float(last * video.time_base - begin) - 0.05  # rounded down
+                fix = f"get it again, or add --duration {seconds:.1f}"
+                raise InputError(f"{source}: damaged, or of another size from there on; {fix}")
+            for frame in frames:
+                if frame.pts is None or reader.format.name == "avi":  # which stores no times
+                    frame.pts = last + 1
+                last = frame.pts = max(frame.pts, last + 1)
+                if begin <= last * video.time_base < end:
+                    frame.pts -= round(begin / video.time_base)
+                    graph.push(frame)
+                    with suppress(BlockingIOError):  # yadif waits for the next frame
+                        yield graph.pull()
+        graph.push(None)
+        with suppress(EOFError):
+            yield graph.pull()
 
 
 def _rgb(frame: Any) -> np.ndarray:
@@ -239,50 +244,54 @@ def _add_streams(writer: Any, source: Path, first: Any, codec: str, crf: int) ->
 
     Raises InputError if codec, sound and container do not fit each other.
     """
-    reader, video = _open(source)
-    image = _rgb(first)
-    height, width, _ = image.shape
-    chroma = "444" if height % 2 or width % 2 else "420"
-    depth = "10le" if image.dtype == np.uint16 else ""
-    aspect = video.sample_aspect_ratio
-    if aspect and first.rotation % 180:
-        aspect = 1 / aspect
-    sound = {}
-    try:
-        options = {"crf": str(crf), **ENCODER}
-        picture = writer.add_stream(codec, rate=video.average_rate or 25, options=options)
-        picture.width, picture.height, picture.pix_fmt = width, height, f"yuv{chroma}p{depth}"
-        context = picture.codec_context
-        context.time_base = video.time_base
-        context.flags |= av.codec.context.Flags.frame_duration
-        if aspect:
-            context.sample_aspect_ratio = aspect
-        context.colorspace, context.color_range = 1, 1  # BT.709, limited
-        if first.colorspace in MATRICES:  # RGB is not
-            context.colorspace, context.color_range = first.colorspace, first.color_range
-        context.color_primaries, context.color_trc = first.color_primaries, first.color_trc
-        if context.codec.canonical_name == "hevc" and writer.format.name != "matroska":
-            context.codec_tag = "hvc1"  # the one that Apple's players take
-        for stream in reader.streams.audio:
-            copy = writer.add_stream_from_template(stream)
-            sound[stream.index] = copy, _repacking(stream)
-            copy.disposition = stream.disposition
-            copy.metadata.update(stream.metadata)  # its language
-        writer.metadata.update(reader.metadata)
-        writer.start_encoding()
-    except (av.FFmpegError, AttributeError, TypeError, ValueError) as error:
-        fix = "try --codec libx264, --out NAME.mkv, or first ffmpeg -i ... -c:v copy -c:a aac ..."
-        raise InputError(f"{source} with --codec {codec}: {error}; {fix}") from error
-    lost = {stream.type for stream in reader.streams if stream.index not in (video.index, *sound)}
-    if reader.chapters():
-        lost.add("chapters")
-    if any(component.is_alpha for component in first.format.components):
-        lost.add("alpha")
-    if first.side_data.get("MASTERING_DISPLAY_METADATA"):
-        lost.add("HDR metadata")
-    if lost:
-        tqdm.write(f"{source}: left out: {', '.join(sorted(lost))}", sys.stderr)
-    return picture, sound
+    with _opened(source) as (reader, video):
+        image = _rgb(first)
+        height, width, _ = image.shape
+        chroma = "444" if height % 2 or width % 2 else "420"
+        depth = "10le" if image.dtype == np.uint16 else ""
+        aspect = video.sample_aspect_ratio
+        if aspect and first.rotation % 180:
+            aspect = 1 / aspect
+        sound = {}
+        try:
+            options = {"crf": str(crf), **ENCODER}
+            picture = writer.add_stream(codec, rate=video.average_rate or 25, options=options)
+            picture.width, picture.height, picture.pix_fmt = width, height, f"yuv{chroma}p{depth}"
+            context = picture.codec_context
+            context.time_base = video.time_base
+            context.flags |= av.codec.context.Flags.frame_duration
+            if aspect:
+                context.sample_aspect_ratio = aspect
+            context.colorspace, context.color_range = 1, 1  # BT.709, limited
+            if first.colorspace in MATRICES:  # RGB is not
+                context.colorspace, context.color_range = first.colorspace, first.color_range
+            context.color_primaries, context.color_trc = first.color_primaries, first.color_trc
+            if context.codec.canonical_name == "hevc" and writer.format.name != "matroska":
+                context.codec_tag = "hvc1"  # the one that Apple's players take
+            for stream in reader.streams.audio:
+                copy = writer.add_stream_from_template(stream)
+                sound[stream.index] = copy, _repacking(stream)
+                copy.disposition = stream.disposition
+                copy.metadata.update(stream.metadata)  # its language
+            writer.metadata.update(reader.metadata)
+            writer.start_encoding()
+        except (av.FFmpegError, AttributeError, TypeError, ValueError) as error:
+            fix = (
+                "try --codec libx264, --out NAME.mkv, or first ffmpeg -i ... -c:v copy -c:a aac ..."
+            )
+            raise InputError(f"{source} with --codec {codec}: {error}; {fix}") from error
+        lost = {
+            stream.type for stream in reader.streams if stream.index not in (video.index, *sound)
+        }
+        if reader.chapters():
+            lost.add("chapters")
+        if any(component.is_alpha for component in first.format.components):
+            lost.add("alpha")
+        if first.side_data.get("MASTERING_DISPLAY_METADATA"):
+            lost.add("HDR metadata")
+        if lost:
+            tqdm.write(f"{source}: left out: {', '.join(sorted(lost))}", sys.stderr)
+        return picture, sound
 
 
 def _mux(writer: Any, packets: list[Any], stream: Any, clock: dict[int, Fraction]) -> None:
