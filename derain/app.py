@@ -139,7 +139,7 @@ def make_page(app: App, examples: list[tuple[str, str]]) -> Any:
         pictures = gr.Dataset(components=["image"], samples=examples, label="Examples")
         files.upload(app.remember, files)
         files.change(app.announce, files, status)
-        pictures.click(lambda sample: ([sample[0]], sample[1]), pictures, [files, rain])
+        pictures.click(lambda sample: [sample[0]], pictures, files)
         outputs = [status, slider, results]
         button.click(app.derain, [files, rain], outputs, show_progress_on=slider)
         results.select(show, results, slider)
