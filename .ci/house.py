@@ -1,6 +1,6 @@
 """Count what a reader of this repository has to hold in mind, and fail above the limits.
 
-    python .ci/house.py
+python .ci/house.py
 """
 
 import ast
@@ -18,7 +18,7 @@ LIMITS = {
     "product: conditional expressions per 100 lines": 2.0,
     "product: comprehensions per 100 lines": 3.5,
     "product: modules that import each other": 0,
-    "tests: lines": 5250,
+    "tests: lines": 5300,
 }
 
 

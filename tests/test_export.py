@@ -40,7 +40,9 @@ assert hasattr(networks, "PReNet")
     subprocess.run([sys.executable, "main.py"], check=True, cwd=tmp_path)
 
 
-@pytest.mark.parametrize(("rain", "name"), [("any", "real"), ("heavy", "Rain100H"), ("light", "Rain100L")])
+@pytest.mark.parametrize(
+    ("rain", "name"), [("any", "real"), ("heavy", "Rain100H"), ("light", "Rain100L")]
+)
 def test_hub_has_the_weights_for_each_rain(rain: str, name: str) -> None:
     expected = load_network(ROOT / "logs" / name / "net_latest.pth").state_dict()
     found = hubconf.dargnet(rain).state_dict()

@@ -16,10 +16,20 @@ from networks import load_network
 from utils import sha256_of
 
 DOCUMENTS = sorted(
-    p for p in ROOT.rglob("*.md") if not any(part[0] == "." or part == "results" for part in p.relative_to(ROOT).parts)
+    p
+    for p in ROOT.rglob("*.md")
+    if not any(part[0] == "." or part == "results" for part in p.relative_to(ROOT).parts)
 )
 LAYOUT = (
-    *("README.md", "requirements.txt", "networks.py", "DerainDataset.py", "utils.py", "SSIM.py", "train_rain100L.py"),
+    *(
+        "README.md",
+        "requirements.txt",
+        "networks.py",
+        "DerainDataset.py",
+        "utils.py",
+        "SSIM.py",
+        "train_rain100L.py",
+    ),
     *("logs", "datasets", "tests", "LICENSE", "CITATION.cff", "pyproject.toml", ".ci/run"),
     *SCRIPTS,
 )
@@ -27,7 +37,9 @@ LAYOUT = (
 
 def commands(document: Path) -> list[list[str]]:
     """The python commands of a document and of our scripts' docstrings, comments cut off."""
-    found = re.findall(r"(?<![-\w])python3? ((?:-m [\w.]+|[\w/.]+\.py)\b[^\n`|&#]*)", document.read_text())
+    found = re.findall(
+        r"(?<![-\w])python3? ((?:-m [\w.]+|[\w/.]+\.py)\b[^\n`|&#]*)", document.read_text()
+    )
     return [shlex.split(command.replace("(", " ").replace(")", " ")) for command in found]
 
 
@@ -35,7 +47,9 @@ def test_the_layout() -> None:
     assert [name for name in LAYOUT if not (ROOT / name).exists()] == []
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, *(ROOT / s for s in SCRIPTS)], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "document", [*DOCUMENTS, *(ROOT / s for s in SCRIPTS)], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_commands_exist_and_take_their_flags(
     document: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
