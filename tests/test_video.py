@@ -4,12 +4,15 @@ import os
 import resource
 import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from derain.video import derain_video, is_video
 from utils import InputError
@@ -345,6 +348,24 @@ def test_is_video(tmp_path: Path) -> None:
     assert [is_video(Path(name)) for name in names] == [True, True, True, False, False]
 
 
+# A program that derains a film and is killed at the frame of number 260.
+KILLED = """
+import os, sys
+from pathlib import Path
+from derain.video import derain_video
+
+seen = []
+
+def stop(rgb):
+    seen.append(rgb)
+    if len(seen) == 260:
+        os.kill(os.getpid(), 9)
+    return rgb
+
+derain_video(Path(sys.argv[1]), Path(sys.argv[2]), stop, sys.argv[3])
+"""
+
+
 @pytest.mark.parametrize("how", ["signal", "error", "kill"])
 @pytest.mark.parametrize(("suffix", "codec"), [(".mp4", "libx265"), (".mkv", "libx264")])
 def test_an_interrupted_film_resumes(tmp_path: Path, how: str, suffix: str, codec: str) -> None:
@@ -360,14 +381,12 @@ def test_an_interrupted_film_resumes(tmp_path: Path, how: str, suffix: str, code
         if len(seen) == 260 and how == "error":
             raise InputError("no more memory")
         if len(seen) == 260:
-            os.kill(os.getpid(), signal.SIGTERM if how == "signal" else signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGTERM)
         return rgb
 
     if how == "kill":
-        child = os.fork()
-        if child == 0:
-            derain_video(source, target, stop, codec)
-        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        command = [sys.executable, "-c", KILLED, source, target, codec]
+        assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
     else:
         with pytest.raises((KeyboardInterrupt, InputError)):
             derain_video(source, target, stop, codec)
