@@ -64,7 +64,9 @@ def prepare(folder: Path, strict: bool = False, clean_dir: Path | None = None) -
     content = io.BytesIO()  # because HDF5 itself would crash on a full disk
     with h5py.File(content, "w") as file:
         pack(file, pairs, sources, f"packing {folder}")
+        count = int(file["grey_layer"][()].sum())
     write_atomically(path, content.getbuffer())
+    print(f"{folder}: the rain of {count} of {len(pairs)} pairs is one grey layer", flush=True)
     return path
 
 
@@ -73,9 +75,10 @@ def packed_file(folder: Path, ending: str) -> Path:
     beside = folder.with_name(folder.name + ending)
     if os.access(beside if beside.exists() else beside.parent, os.R_OK | os.W_OK):
         return beside
-    home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("HOME") or tempfile.gettempdir()
+    cache = Path(os.environ.get("HOME") or tempfile.gettempdir(), ".cache")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or cache)
     place = hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]  # folders of one name differ by it
-    return Path(home) / "dargnet" / f"{folder.name}-{place}{ending}"
+    return cache / "dargnet" / f"{folder.name}-{place}{ending}"
 
 
 def describe(file: Path, folder: Path) -> list[Any]:
