@@ -131,12 +131,16 @@ def pack(file: h5py.File, pairs: Sequence[Pair], sources: str, title: str) -> No
     file.attrs["format"] = FORMAT  # last, because its presence means that the file is complete
 
 
-def has_grey_layer(rainy: np.ndarray, clean: np.ndarray) -> bool:
-    """Return whether rainy = min(255, clean + one grey layer) in all but a few pixels."""
+def has_grey_layer(rainy: np.ndarray, clean: np.ndarray, share: float = GREY_LAYER_SHARE) -> bool:
+    """Return whether rainy = min(255, clean + a grey layer >= 0) in at least `share` of the pixels.
+
+    Both (H, W, 3) uint8 RGB. The layer is the largest of the three channels' differences, because
+    clipped channels differ by less.
+    """
     difference = rainy.astype(np.int16) - clean
     layer = difference.max(axis=2, keepdims=True)
     fits = (np.minimum(255, clean + layer) == rainy).all(axis=2) & (layer[..., 0] >= 0)
-    return bool(fits.mean() >= GREY_LAYER_SHARE)
+    return bool(fits.mean() >= share)
 
 
 def line_digests(image: np.ndarray) -> list[bytes]:

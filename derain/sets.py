@@ -25,6 +25,7 @@ from tqdm import tqdm
 from derain.cli import run_script, setting
 from derain.pairs import Pair, find_pairs, read_pair
 from derain.synthesize import synthetic_label
+from DerainDataset import has_grey_layer
 from SSIM import psnr_y, ssim_y
 from utils import InputError
 
@@ -208,12 +209,8 @@ def check_set(folder: Path) -> tuple[list[str], bool]:
 
 
 def is_rain(rainy: np.ndarray, clean: np.ndarray) -> bool:
-    """Return whether rainy = min(255, clean + a grey layer >= 0). Both (H, W, 3) uint8 RGB.
-
-    The layer is the largest of the three channels' differences: clipped channels differ by less.
-    """
-    layer = (rainy.astype(np.int16) - clean).max(axis=2, keepdims=True)
-    return layer.min() >= 0 and np.array_equal(rainy, np.minimum(255, clean + layer))
+    """Return whether a pair's rain is one grey layer in every pixel."""
+    return has_grey_layer(rainy, clean, share=1.0)
 
 
 if __name__ == "__main__":
