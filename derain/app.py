@@ -78,20 +78,16 @@ class App:
         for path in map(Path, files or ()):
             progress(0, path.name)
             try:
-                results.append(self.derain_file(path, rain, progress))
+                results.append(self.derain_file(path, rain))
                 lines.append(f"{path.name}: done")
                 compared = before_and_after(results[-1])
             except (InputError, OSError, ValueError) as error:
                 lines.append(str(error).replace(str(path), path.name))
             yield "\n".join(lines), compared, results
 
-    def derain_file(self, source: Path, rain: str, progress: gr.Progress) -> str:
+    def derain_file(self, source: Path, rain: str) -> str:
         """Derain an image or a film; return the file written."""
-
-        def show_tiles(*done_and_total: int) -> None:
-            progress(done_and_total, source.name, unit="tiles")
-
-        derain = partial(derain_image, self.networks[rain], progress=show_tiles)
+        derain = partial(derain_image, self.networks[rain])
         target = source.parent / rain / f"{source.stem}.png"
         if is_video(source):
             return str(derain_video(source, target.with_suffix(".mp4"), derain))

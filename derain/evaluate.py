@@ -111,11 +111,8 @@ def evaluate(
     # While the network derains an image, another thread scores the one before, as it was saved.
     with ThreadPoolExecutor(1) as pool, tqdm(results, unit="file") as bar:
 
-        def show_tiles(done: int, total: int) -> None:
-            bar.set_postfix_str(f"{result.name}, tile {done} of {total}")
-
         def derain(rgb: np.ndarray) -> np.ndarray:
-            return derain_image(network, rgb, tile, settings.quantize, show_tiles)
+            return derain_image(network, rgb, tile, settings.quantize)
 
         for result in bar:
             bar.set_postfix_str(result.name)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from networks import DARGNet, DualAttention, ResidualGroup, load_network
 from utils import InputError, quantize, to_image, to_tensor
@@ -35,7 +36,6 @@ RAIN_WEIGHTS = {
     "heavy": Path("logs/Rain100H"),
 }
 Loader = Callable[[Path], nn.Module]
-Progress = Callable[[int, int], object]  # called with the number of tiles done, and of all tiles
 
 
 def weights_file(path: Path) -> Path:
@@ -198,7 +198,6 @@ def derain_image(
     rgb: np.ndarray,
     tile: int | None = None,
     quantization: str = "round",
-    progress: Progress | None = None,
 ) -> np.ndarray:
     """Derain an image, (H, W, 3) uint8 or uint16 RGB -> the same shape and type.
 
@@ -220,7 +219,7 @@ def derain_image(
     rows, columns = (math.ceil(length / math.ceil(length / tile)) for length in (height, width))
     corners = list(itertools.product(range(0, height, rows), range(0, width, columns)))
     result = np.empty_like(rgb)
-    for done, (top, left) in enumerate(corners, 1):
+    for top, left in tqdm(corners, "tiles", leave=False, delay=1, disable=len(corners) == 1):
         y, x = max(top - overlap, 0), max(left - overlap, 0)
         crop = rgb[y : top + rows + overlap, x : left + columns + overlap]
         derained = to_image(derain(network, to_tensor(crop)))[top - y :, left - x :]
@@ -229,8 +228,6 @@ def derain_image(
             raise ValueError(f"the network's output is not finite; {fix}")
         core = result[top : top + rows, left : left + columns]
         core[:] = quantize(derained[: len(core), : core.shape[1]], rgb.dtype, quantization)
-        if progress and len(corners) > 1:
-            progress(done, len(corners))
     return result
 
 

@@ -199,13 +199,11 @@ def test_tiles_overlap_by_the_whole_receptive_field(shift: tuple[int, int]) -> N
 
 
 def test_tiles_are_as_equal_as_can_be() -> None:
-    network, done = Shift(0, 0), []
+    network = Shift(0, 0)
     network.receptive_field = 2
     image = np.random.RandomState(0).randint(256, size=(100, 7, 3)).astype(np.uint8)
-    found = derain_image(network, image, 33, progress=lambda *counts: done.append(counts))
-    assert np.array_equal(found, image)
+    assert np.array_equal(derain_image(network, image, 33), image)
     assert network.seen == [(27, 7), (29, 7), (29, 7), (27, 7)]
-    assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 @pytest.mark.parametrize("size", [(1000, 1500), (1300, 1300), (2500, 2600), (300, 20_000)])
