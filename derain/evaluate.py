@@ -61,7 +61,6 @@ class EvalSettings:
     tile: str = setting("auto", "auto, off, or the side of exact tiles in pixels")
     page: bool = setting(True, "write index.html, every image with a before/after slider")
     figure: tuple[str, ...] | None = setting(None, "draw figure.png of images by name, or of three")
-    crop: tuple[int, ...] | None = setting(None, "X Y SIZE: pixels that the figure enlarges")
     show_rain: bool = setting(False, "also write the rain removed from images, to rain/")
     recursive: bool = setting(False, "own images: take subfolders, too; results keep them")
     suffix: str = setting("", "own images: added to their names, such as _derained")
@@ -100,7 +99,7 @@ def evaluate(
 
     inputs, label, folder = find_inputs(settings, test_set)
     names = result_names(settings, inputs)
-    check_figure(settings.figure, settings.crop, names)
+    check_figure(settings.figure, names)
     results = [Result(name, item) for name, item in zip(names, inputs, strict=True)]
     record_outputs(settings, folder, results)
     note(f"{label}: {len(inputs)} files, weights {weights}, {device} {precision}")
@@ -138,7 +137,7 @@ def evaluate(
         about |= {"settings": dataclasses.asdict(settings), "environment": environment(device)}
         table = write_results(folder, label, test_set, images, about, settings.page)
         if settings.figure is not None:
-            draw_figure(folder, images, settings.figure, settings.crop)
+            draw_figure(folder, images, settings.figure)
         if table:
             print(f"{label}, {len(images)} pairs ({PROTOCOL})\n{table}")
     print(f"{len(done)} results in {settings.out or folder}")

@@ -155,16 +155,13 @@ def page_items(folder: Path, results: Sequence[Result]) -> list[page.Item]:
     return items
 
 
-def draw_figure(
-    folder: Path, results: Sequence[Result], names: Sequence[str], crop: Sequence[int] | None
-) -> None:
+def draw_figure(folder: Path, results: Sequence[Result], names: Sequence[str]) -> None:
     """Draw figure.png of the images named, or of those of largest, median and smallest gain."""
     items = {item.name: item for item in page_items(folder, results)}
-    gains = {name: item.gain("rainy", "derained") for name, item in items.items() if item.scores}
-    rows = []
-    for name in figure.choose_images(list(items), names, gains):
-        images = {version: read_rgb(file) for version, file in items[name].files.items()}
-        clean = images.pop("clean", None)
-        title = f"{name}, {gains[name]:+.2f} dB" if gains else name
-        rows.append(figure.Row(title, images, clean))
-    figure.write_figure(folder / "figure.png", rows, crop)
+    gains = {name: item.gain("rainy", "derained") for name, item in items.items()}
+    scenes = {}
+    for name in figure.choose_images(gains, names):
+        item = items[name]
+        title = f"{name}, {gains[name]:+.2f} dB" if item.scores else name
+        scenes[title] = {version: read_rgb(file) for version, file in item.files.items()}
+    figure.write_figure(folder / "figure.png", scenes)

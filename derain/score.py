@@ -53,8 +53,6 @@ class Settings:
     common_size: bool = setting(False, "accept results that lack up to 8 pixels right and below")
     format: str = setting("markdown", "csv lists every image", ("markdown", "latex", "csv"))
     figure: tuple[str, ...] | None = setting(None, "draw figure.png and .pdf of images by name")
-    crop: tuple[int, ...] | None = setting(None, "X Y SIZE: pixels that the figure enlarges")
-    errors: bool = setting(False, "in the figure, show the error below each crop")
     page: bool = setting(False, "write index.html, with a slider between any two methods")
     out: Path = setting(Path("results/methods"), "folder of figure and page")
 
@@ -86,7 +84,7 @@ def compare(settings: Settings) -> None:
     if not pairs:
         raise InputError(f"{settings.clean_dir}: holds no image")
     names = [pair.rainy.name for pair in pairs]
-    figure.check_figure(settings.figure, settings.crop, names)
+    figure.check_figure(settings.figure, names)
     if settings.page or settings.figure is not None:
         check_folder(settings.out, "--out")
     files = find_methods(settings, pairs)
@@ -266,13 +264,13 @@ def show(
     if settings.figure is None:
         return
     gains = {item.name: item.gain(left, right) for item in items}
-    rows = []
-    for name in figure.choose_images(names, settings.figure, gains):
+    scenes = {}
+    for name in figure.choose_images(gains, settings.figure):
         images = read_scene(files, names.index(name), settings.crop_border)
-        clean = images.pop("clean")
-        rows.append(figure.Row(f"{name}, {gains[name]:+.2f} dB", images, clean))
+        images["clean"] = images.pop("clean")  # the last column
+        scenes[f"{name}, {gains[name]:+.2f} dB"] = images
     for path in (settings.out / "figure.png", settings.out / "figure.pdf"):
-        figure.write_figure(path, rows, settings.crop, settings.errors)
+        figure.write_figure(path, scenes)
         note(f"{path}: written")
 
 

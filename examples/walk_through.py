@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from derain.cli import run_script, setting
-from derain.figure import Row, check_figure, crop_place, write_figure
+from derain.figure import check_figure, crop_place, write_figure
 from derain.inference import derain, optimize
 from derain.synthesize import KINDS, add_rain, centre, free_photographs, rain_layer
 from networks import load_network
@@ -39,7 +39,7 @@ def walk(settings: Settings) -> None:
     """Print what each step gives, and write the figure."""
     if settings.size < 17:
         raise InputError(f"--size {settings.size}: must be at least 17, to fit SSIM's window")
-    check_figure((), None, [settings.photo])
+    check_figure((), [settings.photo])
 
     # 1. A photograph that scikit-image ships. Images are (H, W, 3) uint8 RGB in all of this code.
     clean = centre(free_photographs("test")[settings.photo], settings.size * 2 // 3, settings.size)
@@ -73,7 +73,8 @@ def walk(settings: Settings) -> None:
     x, y, w = crop_place(rainy, clean)
     part = np.s_[y : y + w // 2, x : x + w]
     here = psnr_y(derained[part], clean[part])
-    write_figure(settings.out, [Row(title, {"rainy": rainy, "derained": derained}, clean)])
+    images = {"rainy": rainy, "derained": derained, "clean": clean}
+    write_figure(settings.out, {title: images})
     scores = f"{here:.2f} dB (Y) within its crop, {after['psnr_y']:.2f} dB on the whole"
     print(f"6. figure      {settings.out}; {scores}")
 

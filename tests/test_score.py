@@ -251,7 +251,7 @@ def test_published_scores_stand_beside_the_whole_set_only() -> None:
 def test_figure_and_page(run: Command, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="an extra requirement")
     outputs(tmp_path / "b", noise=9)
-    flags = ("--set", "pairs", "good", "<i>B=b", "--out", "out", "--figure", "--page", "--errors")
+    flags = ("--set", "pairs", "good", "<i>B=b", "--out", "out", "--figure", "--page")
     result = run(*flags)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "out/figure.pdf").read_bytes().startswith(b"%PDF")
@@ -260,4 +260,3 @@ def test_figure_and_page(run: Command, tmp_path: Path) -> None:
     assert page.count("data:image/jpeg") == 3 * 4 and "<i>" not in page
     psnr, ssim = score(read_rgb(tmp_path / "b/2.png"), scene(2)[1])
     assert f"B {psnr:.2f} dB / {ssim:.4f}" in page
-    assert run(*flags, "--crop", "60", "0", "72").returncode == 2
