@@ -6,13 +6,12 @@ It is one file with small JPEGs in it, to be mailed or opened from a disk.
 import base64
 import dataclasses
 import html
-import json
+import itertools
 import math
 import os
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import cv2
@@ -24,6 +23,14 @@ from utils import write_atomically
 
 LONGEST_SIDE = 480  # pixels of an image on the page
 MOST_THUMBNAILS = 800  # on one page, about 20 MB
+# The slider is a transparent range input over the images: mouse, touch and keys need no script.
+FIGURE = string.Template("""<figure>
+<div class="pair">$pair<div class="edge"></div><b>$left</b><b>$right</b>
+<input type="range" aria-label="edge between $left and $right" value="50"
+oninput="this.parentNode.style.setProperty('--edge', this.value + '%')"></div>
+<div class="others">$others</div>
+<figcaption>$name<br>$caption</figcaption>
+</figure>""")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,63 +58,68 @@ def write_page(
 ) -> None:
     """Write index.html, atomically: the images with the largest and smallest gains first.
 
-    table: text. left, right: the versions that are shown first; gains are those of `right`.
+    table: text. left, right: the versions that the slider compares; gains are those of `right`.
     """
-    gains = [item.gain(left, right) for item in items]
-    ranking = sorted(range(len(items)), key=lambda i: -gains[i])
-    most = max(1, MOST_THUMBNAILS // (1 + len(items[0].files)))
-    shown = []
-    for place in range(min(most, len(items))):
-        i = ranking[place // 2] if place % 2 == 0 else ranking[-1 - place // 2]
-        order = {"in order": i}
-        if items[i].scores:
-            order = {"best and worst first": place, "by gain": ranking.index(i), "in order": i}
-        shown.append(card(folder, items[i], right, gains[i]) | {"order": order})
-    if len(shown) < len(items):
-        note += f" {len(shown)} of {len(items)} images are shown."
-    data = json.dumps({"items": shown, "left": left, "right": right})
-    data = data.replace("<", "\\u003c")  # so that no name can end the script
+    shown = list(items)
+    if items[0].scores:
+        ranking = sorted(items, key=lambda item: -item.gain(left, right))
+        both_ends = zip(ranking, reversed(ranking), strict=True)
+        shown = list(itertools.chain.from_iterable(both_ends))[: len(items)]
+    most = max(1, MOST_THUMBNAILS // len(items[0].files))
+    if most < len(items):
+        note += f" {most} of {len(items)} images are shown."
     template = string.Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     page = template.substitute(
         title=html.escape(title),
         note=html.escape(note),
         table=html.escape(table),
-        data=data,
+        figures="\n".join(figure(folder, item, left, right) for item in shown[:most]),
     )
     write_atomically(folder / "index.html", page)
 
 
-def card(folder: Path, item: Item, right: str, gain: float) -> dict[str, Any]:
-    """Return what the page shows of an image; its name links to a result inside `folder`."""
+def figure(folder: Path, item: Item, left: str, right: str) -> str:
+    """Return an image as HTML: the slider, the other versions below it, the scores."""
+    images = {}
+    for version, path in item.files.items():
+        alt = html.escape(f"{item.name}, {version}")
+        kind = "right" if version == right else ""
+        images[version] = f'<img class="{kind}" src="{thumbnail(path)}" alt="{alt}">'
+    pair = images.pop(left) + images.pop(right)
     texts = []
     for version, (psnr, ssim) in item.scores.items():
         texts.append(f"{version} {psnr:.2f} dB / {ssim:.4f}")
     if item.scores:
-        texts.append(f"gain {gain:+.2f} dB")
-    found = {"name": item.name, "caption": ", ".join(texts), "images": thumbnails(item.files)}
+        texts.append(f"gain {item.gain(left, right):+.2f} dB")
+    if images:
+        texts.append(f"below: {', '.join(images)}")
+    name = html.escape(item.name)
     if item.files[right].is_relative_to(folder):
-        found["link"] = quote(os.fsencode(item.files[right].relative_to(folder)))
-    return found
+        link = quote(os.fsencode(item.files[right].relative_to(folder)))
+        name = f'<a href="{link}">{name}</a>'
+    return FIGURE.substitute(
+        pair=pair,
+        left=html.escape(left),
+        right=html.escape(right),
+        others="".join(images.values()),
+        name=name,
+        caption=html.escape(", ".join(texts)),
+    )
 
 
-def thumbnails(files: Mapping[str, Path]) -> dict[str, str]:
-    """Return small sRGB JPEGs of an image's versions, as data URIs; of a test the rain, too."""
-    small = {}
-    for version, path in files.items():
-        image = read_image(path)
-        rgb = image.rgb
-        if rgb.dtype == np.uint16:
-            rgb = (rgb >> 8).astype(np.uint8)
-        scale = LONGEST_SIDE / max(rgb.shape[:2])
-        if scale < 1:
-            height, width = rgb.shape[:2]
-            size = (max(1, round(width * scale)), max(1, round(height * scale)))
-            rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
-        profile = image.metadata.get("icc_profile")
-        small[version] = np.asarray(to_srgb(Image.fromarray(rgb), profile))
-    if {"rainy", "derained"} <= small.keys():
-        small["rain"] = cv2.absdiff(small["rainy"], small["derained"])
-    return {version: data_uri(rgb) for version, rgb in small.items()}
+def thumbnail(path: Path) -> str:
+    """Return an image file as a small sRGB JPEG, a data URI."""
+    image = read_image(path)
+    rgb = image.rgb
+    if rgb.dtype == np.uint16:
+        rgb = (rgb >> 8).astype(np.uint8)
+    height, width, _ = rgb.shape
+    scale = LONGEST_SIDE / max(height, width)
+    if scale < 1:
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+    rgb = np.asarray(to_srgb(Image.fromarray(rgb), image.metadata.get("icc_profile")))
+    return data_uri(rgb)
 
 
 def data_uri(rgb: np.ndarray) -> str:

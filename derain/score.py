@@ -53,7 +53,7 @@ class Settings:
     common_size: bool = setting(False, "accept results that lack up to 8 pixels right and below")
     format: str = setting("markdown", "csv lists every image", ("markdown", "latex", "csv"))
     figure: tuple[str, ...] | None = setting(None, "draw figure.png and .pdf of images by name")
-    page: bool = setting(False, "write index.html, with a slider between any two methods")
+    page: bool = setting(False, "write index.html, with a slider between the last two methods")
     out: Path = setting(Path("results/methods"), "folder of figure and page")
 
 
