@@ -28,7 +28,7 @@ from derain.images import (
     write_image,
 )
 from derain.inference import Loader, derain_image, open_network, parse_tile, weights_file
-from derain.pairs import Pair, find_pairs, find_rainy, list_images, rainy_file, read_pair
+from derain.pairs import Pair, find_pairs, list_images, rainy_file, read_pair
 from derain.results import Result, draw_figure, record_sources, write_results
 from derain.sets import TestSet, identify_pairs
 from derain.synthesize import stand_in, synthetic_label
@@ -273,21 +273,23 @@ def own_files(path: Path, recursive: bool, results: Path) -> list[Path]:
     recursive: also those of its subfolders, but links, hidden ones and `results`.
     """
     files: list[Path] = []
+    if path.is_file():
+        return [path]
     if not path.exists():
         for match in sorted(path.parent.glob(path.name)):  # Windows leaves *.jpg as it is
-            files += find_rainy(match)
-    if files or not path.is_dir():
-        return files or find_rainy(path)
+            if match != path:  # or a link to nothing
+                files += own_files(match, recursive, results)
+        if files:
+            return files
+    images = list_images(path)
     children = sorted(child for child in path.iterdir() if child.name[0] != ".")
     files += [child for child in children if is_video(child)]
+    files += images
     if not recursive:
-        if list_images(path) or not files:
-            files += find_rainy(path)  # of a data set the rainy images alone
         others = set(children).difference(files)
         if others:
             note(f"{path}: {len(others)} other files and folders are left out")
         return files
-    files += list_images(path)
     for child in children:
         if child.is_dir() and not child.is_symlink() and child.resolve() != results.resolve():
             files += own_files(child, recursive, results)

@@ -81,26 +81,17 @@ def write(path: Path, rgb: np.ndarray) -> Path:
     return path
 
 
-# name: (pattern of the rainy file, pattern of the clean file)
-LAYOUT_PATTERNS = {
-    "PReNet test": ("rainy/rain-{0:03d}.png", "norain-{0:03d}.png"),
-    "PReNet train": ("rain-{0}.png", "norain-{0}.png"),
-    "DARG clean": ("rainy/rain-{0:03d}.png", "clean/norain-{0:03d}.png"),
-    "DARG groundtruth": ("rainy/rain-{0:03d}.png", "groundtruth/norain-{0:03d}.png"),
-    "DARG norain": ("rainy/rain-{0:03d}.png", "norain/norain-{0:03d}.png"),
-    "Rain12 numbers": ("rainy/{0}.png", "groundtruth/{0}.png"),
-    "RCDNet": ("rain/norain-{0}.png", "norain/norain-{0}.png"),
-    "RCDNet small": ("small/rain/norain-{0}.png", "small/norain/norain-{0}.png"),
-    "MPRNet": ("input/{0}.png", "target/{0}.png"),
-}
-
-
 def write_pairs(
-    folder: Path, count: int = 3, layout: str = "PReNet test", first: int = 1, **size: int
+    folder: Path,
+    count: int = 3,
+    rainy: str = "rainy/rain-{:03d}.png",
+    clean: str = "norain-{:03d}.png",
+    first: int = 1,
+    **size: int,
 ) -> Path:
-    """Write a data set of `count` scenes, from number `first`, in a layout; return the folder."""
+    """Write a data set of `count` scenes, from number `first`, and return its folder."""
     for number in range(first, first + count):
-        for pattern, image in zip(LAYOUT_PATTERNS[layout], scene(number, **size), strict=True):
+        for pattern, image in zip((rainy, clean), scene(number, **size), strict=True):
             write(folder / pattern.format(number), image)
     return folder
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LAYOUT_PATTERNS, scene, write, write_pairs
+from conftest import scene, write, write_pairs
 
 from derain import sets
 from derain.images import read_rgb
@@ -67,7 +67,7 @@ def test_a_pair_hash_depends_on_every_pixel_and_on_the_sides() -> None:
     ],
 )
 def test_only_the_whole_set_has_its_name(known: Path, change: str, label: str, exact: int) -> None:
-    rainy, clean = (known / pattern.format(5) for pattern in LAYOUT_PATTERNS["PReNet test"])
+    rainy, clean = known / "rainy/rain-005.png", known / "norain-005.png"
     last = known / "rainy/rain-012.png", known / "norain-012.png"
     if change == "other layout":
         for pair in find_pairs(known):
@@ -157,7 +157,7 @@ def test_a_fault_of_the_original_is_no_fault(known: Path, monkeypatch: pytest.Mo
 
 def test_shared_photographs_are_a_leak(tmp_path: Path, inline: Callable) -> None:
     write_pairs(tmp_path / "train", 4)
-    write_pairs(tmp_path / "test", 3, "MPRNet", first=3)
+    write_pairs(tmp_path / "test", 3, "input/{}.png", "target/{}.png", first=3)
     write_pairs(tmp_path / "other", 2, first=20)
     result = inline("derain.sets", "train", "test", "other")
     assert result.returncode == 1
