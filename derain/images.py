@@ -29,15 +29,19 @@ with contextlib.suppress(ImportError):
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
 SUFFIXES |= {".pgm", ".gif", ".avif", ".jp2", ".heic", ".heif"}
 MOST_PIXELS = 2**28  # 16,384 x 16,384; a few bytes of a file can claim any number
-MODES = {"1", "L", "P", "RGB", "YCbCr", "CMYK", "LA", "La", "PA", "RGBA", "RGBa"}
+MODES = {"1", "L", "P", "RGB", "YCbCr", "LA", "PA", "RGBA"}
 # EXIF about the scene, the camera and the author; the rest of the first directory is about the file
 EXIF_KEPT = {Tag.ImageDescription, Tag.Make, Tag.Model, Tag.Software, Tag.DateTime, Tag.Artist}
 EXIF_KEPT |= {Tag.Copyright, Tag.ExifOffset, Tag.GPSInfo}
-# XMP that announces a gain map, a second image, a film or a second part of itself
-XMP_PARTS = re.compile(rb"hdr-gain-map|HDRGainMap|HasExtendedXMP|photos/(dd/)?1\.0/(?!panorama)")
+# XMP that a result does not fit: gain map, second image, film, more XMP; another orientation
+XMP_PARTS = rb"hdr-gain-map|HDRGainMap|HasExtendedXMP|photos/(dd/)?1\.0/(?!panorama)"
+XMP_MISFITS = re.compile(XMP_PARTS + rb'|tiff:Orientation[=>]"?[2-8]')
 PNG_COLOURS = {b"cICP", b"mDCV", b"cLLI", b"sRGB", b"gAMA", b"cHRM"}  # names of chunks
 SRGB_PRIMARIES = struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
 SRGB_VALUES = {SRGB_PRIMARIES, struct.pack(">I", 45455), b"\0", b"\1", b"\2", b"\3"}  # of chunks
+# TIFF in planes, of inverted grey, with premultiplied alpha
+RARE_TIFF = {Tag.PlanarConfiguration: 2, Tag.PhotometricInterpretation: 0, Tag.ExtraSamples: (1,)}
+RARE = "damaged, or of a kind that datasets/README.md does not list; save it as plain PNG"
 BGR = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}  # channels -> OpenCV's order
 
 Image.MAX_IMAGE_PIXELS = None  # MOST_PIXELS is the limit
@@ -73,7 +77,7 @@ def read_rgb(path: Path) -> np.ndarray:
 
 
 def read_image(path: Path) -> DecodedImage:
-    """Read an image of 8 or 16 bits, upright: grey, colour, palette or CMYK, also with alpha.
+    """Read an image of 8 or 16 bits, upright: grey, colour or palette, also with alpha.
 
     Raises InputError, naming the path, if the file is missing, damaged, or of another kind.
     """
@@ -106,35 +110,31 @@ def read_image(path: Path) -> DecodedImage:
 
 
 def _check_tiff(tags: Mapping[int, Any], data: bytes) -> None:
-    """Raise InputError for raw files of cameras, which are TIFFs too, and for other channels."""
+    """Raise InputError for raw files of cameras, which are TIFFs too, and for rare kinds."""
     is_raw = Tag.DNGVersion in tags or {Tag.Make, Tag.SubIFDs} <= set(tags)
     is_cr2 = data.startswith(b"II*\0\x10\0\0\0CR")
     if is_raw or is_cr2 or tags.get(Tag.NewSubfileType, 0) & 1:  # 1: reduced image
         raise InputError("a raw file, or a TIFF that begins with a preview; save the image as PNG")
-    if tags.get(Tag.SamplesPerPixel, 1) > 4:
-        raise InputError("a TIFF of more than 4 channels is not read; convert it to PNG")
+    for tag, value in RARE_TIFF.items():
+        if tags.get(tag) == value:
+            raise InputError(RARE)
 
 
 def _decode_16_bits(image: Any, data: bytes) -> np.ndarray:
     """Decode PNG, PPM or TIFF with OpenCV, because Pillow keeps 8 bits: (H, W, C) uint16."""
     pixels = np.atleast_3d(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
     channels = {"I": 1, "I;16": 1, "RGB": 3, "RGBA": 4, "LA": 4}.get(image.mode)  # LA as RGBA
-    known = pixels.dtype == np.uint16 and pixels.shape[2] == channels
-    tags = getattr(image, "tag_v2", {})
-    misread = tags.get(Tag.PlanarConfiguration) == 2 or 1 in tags.get(Tag.ExtraSamples, ())
-    misread |= tags.get(Tag.PhotometricInterpretation) == 0  # white is zero
-    if image.format == "PNG":  # OpenCV turns only TIFF
-        misread = "transparency" in image.info or image.getexif().get(Tag.Orientation, 1) != 1
-    if misread or not known:
-        kinds = "planar, white is zero, premultiplied alpha, a transparent colour, turned"
-        raise InputError(f"damaged, or 16 bits of a rare kind ({kinds}); convert it to plain PNG")
+    is_turned = image.getexif().get(Tag.Orientation, 1) != 1  # OpenCV obeys it only in TIFF
+    ignored = "transparency" in image.info or (is_turned and image.format == "PNG")
+    if ignored or pixels.dtype != np.uint16 or pixels.shape[2] != channels:
+        raise InputError(RARE)
     return pixels[..., BGR[channels]]
 
 
 def _decode_8_bits(image: Any, data: bytes) -> np.ndarray:
     """Decode with Pillow, upright: (H, W, C) uint8, grey, RGB or RGBA."""
     if image.mode not in MODES:
-        raise InputError(f"{image.format} of this kind ({image.mode}) is not read; save it as PNG")
+        raise InputError(RARE)
     mode = "L" if image.mode in ("1", "L") else "RGB"
     if image.has_transparency_data:
         mode = "RGBA"
@@ -142,8 +142,6 @@ def _decode_8_bits(image: Any, data: bytes) -> np.ndarray:
         upright = ImageOps.exif_transpose(image)
     except OSError:
         upright = ImageOps.exif_transpose(_jpeg_without_end(data))
-    if image.mode == "CMYK":
-        upright = to_srgb(upright, image.info.get("icc_profile"))
     return np.atleast_3d(np.asarray(upright.convert(mode)))
 
 
@@ -162,22 +160,20 @@ def _jpeg_without_end(data: bytes) -> Image.Image:
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Return an RGB or CMYK image in sRGB; unchanged without a profile that fits."""
+    """Return an RGB image in sRGB; unchanged without a profile that fits."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile or b""))
-        target = ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, source, target, outputMode="RGB") or image
+        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB")) or image
     except (OSError, ImageCms.PyCMSError):
         return image
 
 
 def _metadata(image: Image.Image, data: bytes) -> dict[str, Any]:
     """Return the metadata to keep; damaged parts are left out."""
-    names = ("icc_profile", "xmp", "dpi")
-    found = {name: image.info[name] for name in names if image.info.get(name)}
-    xmp = found.pop("xmp", b"")
-    if xmp and not XMP_PARTS.search(xmp):  # the pixels are upright now
-        found["xmp"] = re.sub(rb'(tiff:Orientation[=>]"?)[2-8]', rb"\g<1>1", xmp)
+    info = image.info
+    found = {name: info[name] for name in ("icc_profile", "xmp", "dpi") if info.get(name)}
+    if XMP_MISFITS.search(found.get("xmp", b"")):
+        del found["xmp"]
     if not all(0 < value < 1e7 for value in found.get("dpi", ())):
         del found["dpi"]
     with contextlib.suppress(Exception):  # Pillow raises errors of any type for damaged EXIF

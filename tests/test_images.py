@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import struct
@@ -48,12 +47,6 @@ def save(path: Path, array: np.ndarray = RGB, **options: Any) -> Path:
     return path
 
 
-def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    data = io.BytesIO()
-    image.save(data, kind, **options)
-    return data.getvalue()
-
-
 def png(array: np.ndarray, *chunks: tuple[bytes, bytes]) -> bytes:
     """Return a PNG of (H, W) or (H, W, 3) RGB with more chunks behind its header."""
     data = cv2.imencode(".png", array[..., ::-1] if array.ndim == 3 else array)[1].tobytes()
@@ -75,6 +68,13 @@ def rejected(path: Path, content: bytes | None = None) -> str:
     return line
 
 
+def assert_same(found: DecodedImage, expected: DecodedImage) -> None:
+    assert found.rgb.dtype == expected.rgb.dtype and np.array_equal(found.rgb, expected.rgb)
+    assert found.grey == expected.grey
+    assert (found.alpha is None) == (expected.alpha is None)
+    assert found.alpha is None or np.array_equal(found.alpha, expected.alpha)
+
+
 # ---------------------------------------------------------------- reading
 
 
@@ -84,23 +84,23 @@ def test_pngs_are_read_as_pillow_reads_them(tmp_path: Path, mode: str) -> None:
     if "A" in mode:
         image.putalpha(Image.fromarray(ALPHA))
     image.save(tmp_path / "a.png")
-    found = read_image(tmp_path / "a.png")
-    assert np.array_equal(found.rgb, np.asarray(image.convert("RGB")))
-    assert found.grey == (mode in ("1", "L"))
-    assert np.array_equal(found.alpha, ALPHA) if "A" in mode else found.alpha is None
+    expected = DecodedImage(np.asarray(image.convert("RGB")), grey=mode in ("1", "L"))
+    if "A" in mode:
+        expected = DecodedImage(expected.rgb, ALPHA)
+    assert_same(read_image(tmp_path / "a.png"), expected)
 
 
 @pytest.mark.parametrize(
-    "suffix", ["jpg", "jfif", "webp", "bmp", "ppm", "gif", "tif", "avif", "jp2", "heic", "PNG"]
+    "suffix", ["jpg", "webp", "bmp", "ppm", "gif", "tif", "avif", "jp2", "heic"]
 )
 def test_formats_are_read_as_pillow_reads_them(tmp_path: Path, suffix: str) -> None:
     if suffix == "heic":
         pytest.importorskip("pillow_heif")
     path = save(tmp_path / f"a.{suffix}")
     with Image.open(path) as image:
-        assert np.array_equal(read_rgb(path), np.asarray(image.convert("RGB")))
+        expected = np.asarray(image.convert("RGB"))
     path.rename(tmp_path / "wrong.png")  # the content decides
-    assert read_rgb(tmp_path / "wrong.png").shape == RGB.shape
+    assert np.array_equal(read_rgb(tmp_path / "wrong.png"), expected)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
@@ -126,14 +126,6 @@ def test_frames_are_counted(tmp_path: Path, name: str) -> None:
         assert np.array_equal(read_rgb(path), np.asarray(image.convert("RGB")))
 
 
-def test_cmyk_becomes_srgb(tmp_path: Path) -> None:
-    """As Pillow converts it; an RGB profile on it is ignored."""
-    for options in ({}, {"icc_profile": PROFILE}):
-        Image.fromarray(RGB).convert("CMYK").save(tmp_path / "a.jpg", **options)
-        with Image.open(tmp_path / "a.jpg") as image:
-            assert np.array_equal(read_rgb(tmp_path / "a.jpg"), np.asarray(image.convert("RGB")))
-
-
 def test_the_page_shows_colours_by_their_profile(tmp_path: Path) -> None:
     """Here one whose red and green are exchanged."""
     profile = bytearray(PROFILE)
@@ -156,56 +148,46 @@ def tiff(array: np.ndarray, photometric: Any = "rgb", **options: Any) -> bytes:
 STRAIGHT, PREMULTIPLIED = {"extrasamples": ["unassalpha"]}, {"extrasamples": ["assocalpha"]}
 UNUSED = {"extrasamples": ["unspecified"]}  # such as infrared
 PLANAR = {"planarconfig": "separate"}
-TIFFS: dict[str, tuple[bytes, DecodedImage]] = {
-    "not TIFF but PPM, 16": (
-        b"P6 56 40 65535\n" + RGB16.astype(">u2").tobytes(),
-        DecodedImage(RGB16),
-    ),
-    "big endian": (tiff(RGB16, byteorder=">"), DecodedImage(RGB16)),
-    "deflate": (tiff(RGB16, compression="zlib", predictor=True), DecodedImage(RGB16)),
-    "tiles": (tiff(RGB, tile=(16, 16)), DecodedImage(RGB)),
-    "BigTIFF": (tiff(RGB16, bigtiff=True), DecodedImage(RGB16)),
-    "LZW": (encode(Image.fromarray(RGB), "TIFF", compression="tiff_lzw"), DecodedImage(RGB)),
+PPM = b"P6 56 40 65535\n" + RGB16.astype(">u2").tobytes()
+READ: dict[str, tuple[bytes, DecodedImage]] = {
+    "PPM, 16": (PPM, DecodedImage(RGB16)),
+    "big endian, 16": (tiff(RGB16, byteorder=">"), DecodedImage(RGB16)),
+    "deflate, 16": (tiff(RGB16, compression="zlib", predictor=True), DecodedImage(RGB16)),
+    "BigTIFF, 16": (tiff(RGB16, bigtiff=True), DecodedImage(RGB16)),
     "LZW, 16": (cv2.imencode(".tif", RGB16[..., ::-1])[1].tobytes(), DecodedImage(RGB16)),
     "grey, 16": (tiff(GREY16[..., 0], "minisblack"), DecodedImage(GREY16, grey=True)),
-    "alpha": (tiff(RGBA, **STRAIGHT), DecodedImage(RGB, ALPHA)),
     "alpha, 16": (tiff(RGBA16, **STRAIGHT), DecodedImage(RGB16, ALPHA16)),
+    "tiles": (tiff(RGB, tile=(16, 16)), DecodedImage(RGB)),
+    "alpha": (tiff(RGBA, **STRAIGHT), DecodedImage(RGB, ALPHA)),
     "infrared": (tiff(RGBA, **UNUSED), DecodedImage(RGB)),
-    "white is zero": (tiff(255 - GREY[..., 0], "miniswhite"), DecodedImage(GREY, grey=True)),
-    "planar": (tiff(np.moveaxis(RGB, 2, 0), **PLANAR), DecodedImage(RGB)),
+    "five channels": (tiff(np.dstack([RGBA, ALPHA])), DecodedImage(RGB)),
 }
-REJECTED_TIFFS = {
+NOT_READ = {
+    "planar": tiff(np.moveaxis(RGB, 2, 0), **PLANAR),
     "planar, 16": tiff(np.moveaxis(RGB16, 2, 0), **PLANAR),
     "white is zero, 16": tiff(GREY16[..., 0], "miniswhite"),
     "premultiplied, 16": tiff(RGBA16, **PREMULTIPLIED),
     "infrared, 16": tiff(RGBA16, **UNUSED),
     "grey and alpha, 16": tiff(RGBA16[..., 2:].copy(), "minisblack", **STRAIGHT),
-    "five channels": tiff(np.dstack([RGBA, ALPHA])),
-    "Lab": encode(Image.fromarray(RGB).convert("LAB"), "TIFF"),
-    "32 bits": encode(Image.fromarray(GREY[..., 0].astype(np.int32)), "TIFF"),
+    "Lab": tiff(RGB, "cielab"),
+    "CMYK": tiff(RGBA, "separated"),
+    "32 bits": tiff(GREY[..., 0].astype(np.int32), "minisblack"),
     "float": tiff(RGB.astype(np.float32)),
     "cut off": tiff(RGB)[:5000],
     "cut off, 16": tiff(RGB16)[:-999],
 }
 
 
-def assert_same(found: DecodedImage, expected: DecodedImage) -> None:
-    assert found.rgb.dtype == expected.rgb.dtype and np.array_equal(found.rgb, expected.rgb)
-    assert found.grey == expected.grey
-    assert (found.alpha is None) == (expected.alpha is None)
-    assert found.alpha is None or np.array_equal(found.alpha, expected.alpha)
-
-
-@pytest.mark.parametrize("kind", TIFFS)
-def test_tiffs(tmp_path: Path, kind: str) -> None:
-    content, expected = TIFFS[kind]
+@pytest.mark.parametrize("kind", READ)
+def test_tiff_and_16_bits(tmp_path: Path, kind: str) -> None:
+    content, expected = READ[kind]
     (tmp_path / "a.tif").write_bytes(content)
     assert_same(read_image(tmp_path / "a.tif"), expected)
 
 
-@pytest.mark.parametrize("kind", REJECTED_TIFFS)
-def test_tiffs_that_are_not_read(tmp_path: Path, kind: str) -> None:
-    rejected(tmp_path / "a.tif", REJECTED_TIFFS[kind])
+@pytest.mark.parametrize("kind", NOT_READ)
+def test_rare_kinds_are_rejected(tmp_path: Path, kind: str) -> None:
+    rejected(tmp_path / "a.tif", NOT_READ[kind])
 
 
 def raw(*tags: tuple, subfiletype: int = 0, subifds: int = 0) -> bytes:
@@ -221,30 +203,20 @@ def raw(*tags: tuple, subfiletype: int = 0, subifds: int = 0) -> bytes:
     return data.getvalue()
 
 
-def cr2() -> bytes:
-    """Return a header as Canon's cameras write it, and one grey pixel."""
-    tags = {256: 1, 257: 1, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 1}
-    entries = [struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items()]
-    header = b"II*\0\x10\0\0\0CR\x02\0" + bytes(4) + struct.pack("<H", len(tags))
-    return header + b"".join(entries) + bytes(4)
-
-
 MAKE, DNG = (271, "s", 0, "Camera", True), (50706, "B", 4, bytes([1, 4, 0, 0]), True)
 RAW = {
     "DNG": raw(DNG, MAKE, subfiletype=1, subifds=1),
     "DNG without preview": raw(DNG),
     "NEF, ARW": raw(MAKE, subfiletype=1, subifds=1),
     "SRW": raw(MAKE, subifds=1),
-    "CR2": cr2(),
+    "CR2": b"II*\0\x10\0\0\0CR\2" + bytes(5) + tiff(GREY[..., 0], "minisblack")[8:],
     "scan behind its thumbnail": raw(subfiletype=1),
 }
 
 
 @pytest.mark.parametrize("kind", RAW)
-@pytest.mark.parametrize("name", ["photo.dng", "photo.tif", "photo.jpg"])
-def test_raw_files_are_never_read_as_their_preview(tmp_path: Path, kind: str, name: str) -> None:
-    Image.open(io.BytesIO(RAW[kind])).load()  # as Pillow reads it
-    assert "raw file" in rejected(tmp_path / name, RAW[kind])
+def test_raw_files_are_never_read_as_their_preview(tmp_path: Path, kind: str) -> None:
+    assert "raw file" in rejected(tmp_path / "photo.tif", RAW[kind])
 
 
 WRITTEN = [
@@ -309,18 +281,6 @@ def test_a_png_with_a_wrong_checksum(tmp_path: Path, array: np.ndarray) -> None:
     rejected(tmp_path / "a.png", png(array).replace(b"IDAT", b"iDAT"))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP", "WEBP"])
-def test_damaged_files(tmp_path: Path, kind: str) -> None:
-    """An image or InputError; never another error, never a crash."""
-    random = np.random.RandomState(0)
-    for _ in range(50):
-        data = bytearray(encode(Image.fromarray(RGB[:12, :17]), kind))
-        data[random.randint(len(data))] = random.randint(256)
-        (tmp_path / "a").write_bytes(data[: random.randint(1, 2 * len(data))])
-        with contextlib.suppress(InputError):
-            assert read_image(tmp_path / "a").rgb.ndim == 3
-
-
 def test_other_things_are_rejected(tmp_path: Path) -> None:
     rejected(tmp_path / "empty.png", b"")
     rejected(tmp_path / "text.png", b"rain")
@@ -345,21 +305,20 @@ def test_other_things_are_rejected(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["jpg", "png", "webp"])
 def test_metadata_travel(tmp_path: Path, source: str, target: str) -> None:
     """Profile, camera, place, XMP, resolution; the orientation becomes upright."""
-    xmp = XMP.replace(b"dc:title", b'tiff:Orientation="6" dc:title')
     options: dict[str, Any] = {"icc_profile": PROFILE, "exif": exif(6), "dpi": (300, 300)}
     if source == "tif":
-        options["exif"][700] = xmp
+        options["exif"][700] = XMP
     else:
         options["exif"][ExifTags.Base.ImageWidth] = 9999
     if source == "png":
         options["pnginfo"] = PngInfo()
-        options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode())
-    Image.fromarray(RGB).save(tmp_path / f"in.{source}", xmp=xmp, **options)
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", XMP.decode())
+    Image.fromarray(RGB).save(tmp_path / f"in.{source}", xmp=XMP, **options)
     write_image(tmp_path / f"out.{target}", read_image(tmp_path / f"in.{source}"))
     with Image.open(tmp_path / f"out.{target}") as image:
         assert image.size == (40, 56)
         assert image.info["icc_profile"] == PROFILE
-        assert b"Rain" in image.info["xmp"] and b'"6"' not in image.info["xmp"]
+        assert image.info["xmp"] == XMP
         tags = image.getexif()
         assert tags[ExifTags.Base.Make] == "Camera"
         assert tags.get(ExifTags.Base.Orientation, 1) == 1
@@ -370,21 +329,22 @@ def test_metadata_travel(tmp_path: Path, source: str, target: str) -> None:
             assert image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
 
 
-NAMESPACES = {
-    "http://ns.adobe.com/hdr-gain-map/1.0/": False,
-    "http://ns.apple.com/HDRGainMap/1.0/": False,
-    "http://ns.google.com/photos/1.0/container/": False,
-    "http://ns.google.com/photos/dd/1.0/device/": False,
-    "xmpNote:HasExtendedXMP": False,
-    "http://ns.google.com/photos/1.0/panorama/": True,
-}
-
-
-@pytest.mark.parametrize("part", NAMESPACES)
-def test_xmp_about_parts_that_the_result_lacks(tmp_path: Path, part: str) -> None:
-    xmp = XMP.replace(b"dc:title", f'xmlns:a="{part}" dc:title'.encode())
-    found = read_image(save(tmp_path / "a.jpg", xmp=xmp, exif=exif())).metadata
-    assert ("xmp" in found) == NAMESPACES[part] and "exif" in found
+@pytest.mark.parametrize(
+    ("part", "kept"),
+    [
+        ("http://ns.adobe.com/hdr-gain-map/1.0/", False),
+        ("http://ns.apple.com/HDRGainMap/1.0/", False),
+        ("http://ns.google.com/photos/1.0/container/", False),
+        ("http://ns.google.com/photos/dd/1.0/device/", False),
+        ("xmpNote:HasExtendedXMP", False),
+        ("<tiff:Orientation>6</tiff:Orientation>", False),
+        ("http://ns.google.com/photos/1.0/panorama/", True),
+    ],
+)
+def test_xmp_that_does_not_fit_the_result(tmp_path: Path, part: str, kept: bool) -> None:
+    path = save(tmp_path / "a.jpg", xmp=XMP.replace(b"Rain", part.encode()), exif=exif())
+    found = read_image(path).metadata
+    assert ("xmp" in found) == kept and "exif" in found
 
 
 def described(gamma: int, *green: int) -> list[tuple[bytes, bytes]]:
