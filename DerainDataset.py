@@ -12,15 +12,12 @@ import hashlib
 import io
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import torch
-from scipy.cluster.hierarchy import DisjointSet
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -31,12 +28,6 @@ from utils import InputError, write_atomically
 
 FORMAT, VERSION = "DARGNet training pairs", 2
 GREY_LAYER_SHARE = 0.999  # of the pixels of a pair that must fit clean + one grey layer
-
-# What h5py raises for damaged files, and what their content leads to.
-DAMAGED = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError)
-
-
-# ---------------------------------------------------------------- packing
 
 
 def prepare(folder: Path, strict: bool = False, clean_dir: Path | None = None) -> Path:
@@ -56,78 +47,56 @@ def prepare(folder: Path, strict: bool = False, clean_dir: Path | None = None) -
         print(sentence, flush=True)
         if len(kept) < len(pairs):
             pairs, ending = kept, ".strict.h5"
-    files = [file for pair in pairs for file in (pair.rainy, pair.clean)]
-    sources = json.dumps([describe(file, folder) for file in files])
-    path = packed_file(folder.resolve(), ending)
+    files = []
+    for pair in pairs:
+        for file in pair.rainy, pair.clean:
+            name, status = Path(os.path.relpath(file, folder)).as_posix(), file.stat()
+            files.append([name, status.st_size, status.st_mtime_ns])
+    sources, absolute = json.dumps(files), folder.resolve()
+    path = absolute.with_name(absolute.name + ending)
+    if not os.access(path.parent, os.W_OK):
+        place = hashlib.sha256(os.fsencode(absolute)).hexdigest()[:8]  # folders of one name differ
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        path = cache / "dargnet" / f"{absolute.name}-{place}{ending}"
     if path.exists() and is_current(path, sources):
         return path
     content = io.BytesIO()  # because HDF5 itself would crash on a full disk
-    with h5py.File(content, "w") as file:
-        pack(file, pairs, sources, f"packing {folder}")
-        count = int(file["grey_layer"][()].sum())
+    with h5py.File(content, "w") as packed:
+        pack(packed, pairs, sources, f"packing {folder}")
+        count = int(packed["grey_layer"][()].sum())
     write_atomically(path, content.getbuffer())
     print(f"{folder}: the rain of {count} of {len(pairs)} pairs is one grey layer", flush=True)
     return path
 
 
-def packed_file(folder: Path, ending: str) -> Path:
-    """Return the packed file's place: beside the folder or, if read-only, in the user's cache."""
-    beside = folder.with_name(folder.name + ending)
-    if os.access(beside if beside.exists() else beside.parent, os.R_OK | os.W_OK):
-        return beside
-    cache = Path(os.environ.get("HOME") or tempfile.gettempdir(), ".cache")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or cache)
-    place = hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]  # folders of one name differ by it
-    return cache / "dargnet" / f"{folder.name}-{place}{ending}"
-
-
-def describe(file: Path, folder: Path) -> list[Any]:
-    """Return a file's name as seen from the folder, its size and its time of change."""
-    status = file.stat()
-    return [Path(os.path.relpath(file, folder)).as_posix(), status.st_size, status.st_mtime_ns]
-
-
 def is_current(path: Path, sources: str) -> bool:
-    """Return whether a packed file is whole and up to date.
-
-    Raises InputError for a file of another kind.
-    """
+    """Return whether a packed file is up to date. Raises InputError for a file of another kind."""
     try:
         with h5py.File(path, "r", locking=False) as file:  # some file systems have no locks
             if file.attrs.get("format") == FORMAT:
                 same_version = file.attrs.get("version") == VERSION
                 return bool(same_version and file["sources"].asstr()[()] == sources)
-    except DAMAGED:
+    except Exception:  # h5py raises many types for damaged files
         if h5py.is_hdf5(path) or not path.stat().st_size:
-            return False  # cut off or damaged
+            return False
     raise InputError(f"{path}: not a packed training set; rename it, or remove it")
 
 
 def pack(file: h5py.File, pairs: Sequence[Pair], sources: str, title: str) -> None:
-    """Write images, pairs and backgrounds into an open file."""
+    """Write pairs and their images into an open file."""
     numbers: dict[bytes, int] = {}  # digest of an image's pixels -> its place in the file
-    first_with: dict[bytes, int] = {}  # digest of a row or column -> first clean image with it
-    same_photograph = DisjointSet()  # of clean images, by their places in the file
-    index, grey = np.zeros((len(pairs), 2), np.int64), np.zeros(len(pairs), bool)
-    for i, pair in enumerate(tqdm(pairs, title, unit="pair")):
+    index, grey = [], []
+    for pair in tqdm(pairs, title, unit="pair"):
         images = read_pair(pair)
-        grey[i] = has_grey_layer(*images)
-        for side, image in enumerate(images):
+        grey.append(has_grey_layer(*images))
+        for image in images:
             digest = hashlib.sha256(str(image.shape).encode() + image.tobytes()).digest()
             if digest not in numbers:
                 numbers[digest] = len(numbers)
-                file.create_dataset(f"images/{numbers[digest]}", data=image)
-            index[i, side] = numbers[digest]
-        clean = int(index[i, 1])
-        if clean not in same_photograph:
-            same_photograph.add(clean)
-            for line in line_digests(images[1]):
-                same_photograph.merge(clean, first_with.setdefault(line, clean))
-    roots = [same_photograph[int(clean)] for clean in index[:, 1]]
-    labels = {root: label for label, root in enumerate(dict.fromkeys(roots))}
-    file["pairs"], file["grey_layer"], file["sources"] = index, grey, sources
-    file["backgrounds"] = np.array([labels[root] for root in roots])
-    file.attrs["version"] = VERSION
+                file[f"images/{numbers[digest]}"] = image
+            index.append(numbers[digest])
+    file["pairs"], file["grey_layer"] = np.reshape(index, (-1, 2)), grey
+    file["sources"], file.attrs["version"] = sources, VERSION
     file.attrs["format"] = FORMAT  # last, because its presence means that the file is complete
 
 
@@ -143,19 +112,16 @@ def has_grey_layer(rainy: np.ndarray, clean: np.ndarray, share: float = GREY_LAY
     return bool(fits.mean() >= share)
 
 
-def line_digests(image: np.ndarray) -> list[bytes]:
+def line_digests(image: np.ndarray) -> set[bytes]:
     """Return digests of an image's rows and columns but flat ones.
 
     Two crops of one photograph share some, so backgrounds are recognised without a list of names.
     """
-    digests = []
+    digests = set()
     for side in (image, image.swapaxes(0, 1)):
         for line in side[side.std(axis=(1, 2)) > 4]:
-            digests.append(hashlib.blake2b(line.tobytes(), digest_size=12).digest())
+            digests.add(hashlib.blake2b(line.tobytes(), digest_size=12).digest())
     return digests
-
-
-# ---------------------------------------------------------------- reading
 
 
 class DerainDataset(Dataset):
@@ -182,10 +148,9 @@ class DerainDataset(Dataset):
             with h5py.File(self.path, "r", locking=False) as file:
                 self._index = file["pairs"][()]
                 self._grey = file["grey_layer"][()]
-                self.backgrounds = file["backgrounds"][()]
                 self.names = [name for name, *_ in json.loads(file["sources"].asstr()[()])[::2]]
                 self._images = {int(i): file[f"images/{i}"][()] for i in np.unique(self._index)}
-        except DAMAGED as error:
+        except Exception as error:  # h5py raises many types for damaged files
             problem = f"not a packed training set ({type(error).__name__})"
             raise InputError(f"{self.path}: {problem}; delete it and start again") from error
         self.pairs = list(range(len(self._index)))
@@ -244,26 +209,23 @@ class DerainDataset(Dataset):
         """Return the pairs whose rain is one grey layer added to the clean image."""
         return [pair for pair in self.pairs if self._grey[pair]]
 
+    def lines(self) -> dict[int, set[bytes]]:
+        """Return the digests of the lines of each pair's clean image."""
+        return {pair: line_digests(self.whole_pair(pair)[1]) for pair in self.pairs}
+
     def held_out(self, count: int, seed: int) -> list[int]:
-        """Return at least `count` pairs: all those of some backgrounds, drawn by `seed`."""
-        chosen: list[int] = []
-        random = np.random.RandomState(seed % 2**32)
-        for background in random.permutation(np.unique(self.backgrounds)):
+        """Return at least `count` pairs, drawn by `seed`, with all others of their backgrounds."""
+        lines, chosen = self.lines(), set[int]()
+        for drawn in np.random.RandomState(seed % 2**32).permutation(self.pairs):
             if len(chosen) < count:
-                chosen += np.flatnonzero(self.backgrounds == background).tolist()
+                chosen.add(int(drawn))
+                chosen.update(pair for pair in lines if lines[pair] & lines[drawn])
         return sorted(chosen)
 
     def unshared_pairs(self, others: Sequence["DerainDataset"]) -> list[int]:
         """Return the pairs whose backgrounds are in no other set. Raises InputError if none is."""
-        lines = set()
-        for data in others:
-            for pair in data.pairs:
-                lines.update(line_digests(data.whole_pair(pair)[1]))
-        shared = set()
-        for clean in np.unique(self._index[self.pairs, 1]):
-            if lines and not lines.isdisjoint(line_digests(self._images[int(clean)])):
-                shared.update(self.backgrounds[self._index[:, 1] == clean])
-        unshared = [pair for pair in self.pairs if self.backgrounds[pair] not in shared]
+        seen = set[bytes]().union(*(lines for data in others for lines in data.lines().values()))
+        unshared = [pair for pair, lines in self.lines().items() if seen.isdisjoint(lines)]
         if not unshared:
             problem = "every pair has a background that is in validation"
             raise InputError(f"{self.path}: {problem}; validate on other or fewer pairs")

@@ -6,8 +6,10 @@ rain darkens, blends or was compressed, no layer can be computed: their pairs ar
 and their clean images as further backgrounds.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -24,66 +26,62 @@ Images = tuple[np.ndarray, np.ndarray]  # rainy and clean, (H, W, 3) uint8 RGB
 Stage = tuple[int, int, float]  # side in pixels, crops per step, share of the run
 
 
+@dataclasses.dataclass
 class RandomCrops:
     """Batches of random crops. The seed and the step decide about everything random.
 
-    shares: the parts of the crops that come from each data set. stages: of growing size, each
-    (side in pixels, crops per step, share of the run).
-
-    The others are the shares, 0 to 1, of the crops to which a variation applies:
-    augment: crops are mirrored at random, left-right and upside down, if it is not 0.
-    recombine: the crop gets the rain of another pair, up to a fifth stronger or fainter.
-    vary_rain: of recombined crops, the layer is turned by up to 15 degrees and scaled.
-    recolour: of recombined crops, the background gets random colours before the rain is added.
-    without_rain: of the other crops, the rainy one is the clean one.
+    The variations are the shares, 0 to 1, of the crops to which they apply.
 
     Raises InputError for an image smaller than a crop, or if no pair's rain can be recombined.
     """
 
-    def __init__(
-        self,
-        sets: Sequence[DerainDataset],
-        shares: Sequence[float],
-        stages: Sequence[Stage],
-        seed: int,
-        augment: float = 0,
-        recombine: float = 0,
-        vary_rain: float = 0,
-        recolour: float = 0,
-        without_rain: float = 0,
-    ) -> None:
-        self.sets, self.stages, self.seed = sets, stages, seed % 2**32
-        self.augment, self.recombine, self.vary_rain = bool(augment), recombine, vary_rain
-        self.recolour, self.without_rain = recolour, without_rain
-        for data in sets:
-            data.check_size(max(size for size, *_ in stages))
-        self.stage_ends = np.cumsum([share for *_, share in stages])
-        self.ends = np.cumsum(shares) / np.sum(shares)
-        self.grey_pairs = [data.grey_pairs() for data in sets]
-        grey_shares = np.array(shares) * [len(pairs) > 0 for pairs in self.grey_pairs]
-        if recombine and not grey_shares.any():
+    sets: Sequence[DerainDataset]
+    shares: Sequence[float]  # parts of the crops that come from each data set
+    stages: Sequence[Stage]
+    seed: int
+    augment: bool = False  # mirror crops at random, left-right and upside down
+    recombine: float = 0  # give a crop the rain of another pair, up to a fifth stronger or fainter
+    vary_rain: float = 0  # of recombined crops: turn the layer by up to 15 degrees and scale it
+    recolour: float = 0  # of recombined crops: recolour the background before rain is added
+    without_rain: float = 0  # of the other crops: use the clean one as the rainy one
+
+    def __post_init__(self) -> None:
+        for data in self.sets:
+            data.check_size(max(size for size, *_ in self.stages))
+        self._pairs = [data.pairs for data in self.sets]
+        self._grey_pairs = [data.grey_pairs() for data in self.sets]
+        self._grey_shares = np.multiply(self.shares, [bool(pairs) for pairs in self._grey_pairs])
+        if self.recombine and not any(self._grey_pairs):
             raise InputError("--recombine: no pair's rain is one grey layer; train without it")
-        self.grey_ends = np.cumsum(grey_shares) / max(grey_shares.sum(), 1e-9)
 
     def batch(self, step: int, progress: float) -> tuple[Tensor, Tensor]:
         """Return rainy and clean crops, (N, 3, side, side) float32 RGB in [0, 1] each.
 
         progress: the share of the run that is done, which decides about the stage.
         """
-        stage = int((progress >= self.stage_ends / self.stage_ends[-1]).sum())
-        size, count, _ = self.stages[stage]
-        random = np.random.RandomState([self.seed, step])
+        ends = np.cumsum([share for *_, share in self.stages])
+        size, count, _ = self.stages[int((progress >= ends / ends[-1]).sum())]
+        random = np.random.RandomState([self.seed % 2**32, step])
         return to_tensors([self._crop(random, size) for _ in range(count)])
 
     def _crop(self, random: np.random.RandomState, size: int) -> Images:
-        data = self.sets[draw_index(random, self.ends)]
-        pair = data.pairs[random.randint(len(data.pairs))]
-        rainy, clean = crop_at_random(random, data.whole_pair(pair), size, self.augment)
+        pair = self._draw(random, self._pairs, self.shares)
+        rainy, clean = crop_at_random(random, pair, size, self.augment)
         if random.rand() < self.recombine:
             return self._recombined(np.random.RandomState(random.randint(2**31)), clean)
         if self.without_rain and random.rand() < self.without_rain:
             return clean, clean
         return rainy, clean
+
+    def _draw(
+        self, random: np.random.RandomState, pairs: list[list[int]], shares: Sequence[float]
+    ) -> Images:
+        """Draw a set by the shares, and one of its pairs."""
+        index = 0
+        if len(shares) > 1:  # a single set costs no random number
+            ends = np.cumsum(shares) / np.sum(shares)
+            index = int(np.searchsorted(ends, random.rand(), side="right"))
+        return self.sets[index].whole_pair(pairs[index][random.randint(len(pairs[index]))])
 
     def _recombined(self, random: np.random.RandomState, clean: np.ndarray) -> Images:
         """Return a clean crop, perhaps recoloured, with and without the rain of another pair."""
@@ -100,13 +98,9 @@ class RandomCrops:
         rain can be. Crops with many such pixels are drawn again; in the others these pixels take
         the rain from a third of the crop higher up if that is more.
         """
-        varied = False
         for _ in range(20):
-            index = draw_index(random, self.grey_ends)
-            pairs = self.grey_pairs[index]
-            pair = self.sets[index].whole_pair(pairs[random.randint(len(pairs))])
-            if self.vary_rain:
-                varied = random.rand() < self.vary_rain
+            pair = self._draw(random, self._grey_pairs, self._grey_shares)
+            varied = self.vary_rain > 0 and random.rand() < self.vary_rain
             side = size
             if varied:
                 side = min(math.ceil(1.5 * size), *pair[0].shape[:2])
@@ -118,13 +112,6 @@ class RandomCrops:
         higher_up = np.roll(layer, side // 3, axis=0)
         layer = np.where(clipped, np.maximum(layer, higher_up), layer)
         return turned_and_scaled(random, layer, size) if varied else layer
-
-
-def draw_index(random: np.random.RandomState, ends: np.ndarray) -> int:
-    """Return an index at random, by cumulative shares; a single one costs no random number."""
-    if len(ends) == 1:
-        return 0
-    return int(np.searchsorted(ends, random.rand(), side="right"))
 
 
 def crop_at_random(random: np.random.RandomState, pair: Images, size: int, mirror: bool) -> Images:
@@ -146,13 +133,8 @@ def turned_and_scaled(random: np.random.RandomState, layer: np.ndarray, size: in
     scale = math.exp(random.uniform(-math.log(SCALE), math.log(SCALE)))
     matrix = cv2.getRotationMatrix2D((centre, centre), random.uniform(-TURN, TURN), scale)
     matrix[:, 2] -= (len(layer) - size) / 2
-    turned = cv2.warpAffine(
-        layer.astype(np.float32),
-        matrix,
-        (size, size),
-        flags=cv2.INTER_CUBIC,
-        borderMode=cv2.BORDER_REFLECT_101,
-    )
+    how = {"flags": cv2.INTER_CUBIC, "borderMode": cv2.BORDER_REFLECT_101}
+    turned = cv2.warpAffine(layer.astype(np.float32), matrix, (size, size), **how)
     return np.maximum(turned, 0)
 
 
@@ -165,29 +147,22 @@ def recoloured(random: np.random.RandomState, clean: np.ndarray) -> np.ndarray:
     return np.round(255 * image).astype(np.uint8)
 
 
-# ---------------------------------------------------------------- values of the command line
-
-
 def folder_and_share(text: str) -> tuple[Path, float]:
     """'FOLDER=SHARE' -> the folder and its share of the crops; without =SHARE it is 1."""
     folder, equals, share = text.rpartition("=")
     if not equals or Path(text).is_dir():
         return Path(text), 1.0
-    try:
+    with suppress(ValueError):
         if 0 < float(share) < math.inf:
             return Path(folder), float(share)
-    except ValueError:
-        pass
     raise InputError(f"--data_path {text}: the share must be a number above 0, as in {folder}=0.6")
 
 
 def parsed_stage(text: str) -> Stage:
     """'SIDE:BATCH:SHARE' -> side in pixels, crops per step, share of the run."""
-    try:
+    with suppress(ValueError):
         side, count, share = text.split(":")
         stage = int(side), int(count), float(share)
         if all(0 < number < math.inf for number in stage):
             return stage
-    except ValueError:
-        pass
     raise InputError(f"--stages {text}: each must be SIDE:BATCH:SHARE, such as 64:4:0.5")

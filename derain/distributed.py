@@ -6,10 +6,9 @@ Each process takes its share of every batch, and gradients are averaged, so the 
 one process with the same batch. The main process writes the files.
 """
 
+import atexit
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+import sys
 
 import torch
 import torch.distributed as dist
@@ -18,27 +17,21 @@ from tqdm import tqdm
 
 from utils import choose_device
 
-Result = TypeVar("Result")
-RANK = int(os.environ.get("RANK") or 0)
-WORLD_SIZE = int(os.environ.get("WORLD_SIZE") or 1)
+RANK = int(os.environ.get("RANK", 0))
+WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 IS_MAIN = RANK == 0
 
 
-@contextmanager
-def connected(device_name: str) -> Iterator[torch.device]:
-    """Connect the processes, and yield this one's device: of several GPUs, each takes its own."""
+def connect(device_name: str) -> torch.device:
+    """Connect the processes, and return this one's device: of several GPUs, each takes its own."""
     device = choose_device(device_name)
-    if WORLD_SIZE == 1:
-        yield device
-        return
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK") or 0))
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()
+    if WORLD_SIZE > 1:
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
+    return device
 
 
 def share_of(rainy: Tensor, clean: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -46,8 +39,8 @@ def share_of(rainy: Tensor, clean: Tensor) -> tuple[Tensor, Tensor, float]:
 
     Where a batch has fewer items than there are processes, the others get an item of weight 0.
     """
-    weight = len(rainy[RANK::WORLD_SIZE]) * WORLD_SIZE / len(rainy)
     part = slice(RANK, None, WORLD_SIZE)
+    weight = len(rainy[part]) * WORLD_SIZE / len(rainy)
     if weight == 0:
         part = slice(1)
     return rainy[part], clean[part], weight
@@ -62,18 +55,8 @@ def means(values: list[float], device: torch.device) -> list[float]:
     return (tensor / WORLD_SIZE).tolist()
 
 
-def main_process_first(call: Callable[[], Result]) -> Result:
-    """Return call(), made by the main process first, then by the others, who find its files."""
-    if WORLD_SIZE > 1 and not IS_MAIN:
-        dist.barrier()
-    result = call()
-    if WORLD_SIZE > 1 and IS_MAIN:
-        dist.barrier()
-    return result
-
-
 def say(line: str) -> None:
-    """Print a line, once for all processes, above a progress bar."""
+    """Print a line above the progress bar, once for all processes."""
     if IS_MAIN:
-        with tqdm.external_write_mode():
-            print(line, flush=True)
+        tqdm.write(line)
+        sys.stdout.flush()

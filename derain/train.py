@@ -7,34 +7,37 @@ With --minutes it does not: there the learning rate follows the clock.
 
 import dataclasses
 import math
-import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 from derain import distributed
 from derain.cli import check_folder, interrupts_noted, setting, text_to_paths
 from derain.crops import RandomCrops, folder_and_share, parsed_stage
 from derain.inference import DTYPES, derain_image, load_weights, optimize
-from derain.optim import Muon, learning_rate_factor
-from derain.run_folder import RunFolder
+from derain.optim import Muon
+from derain.run_folder import RunFolder, resume
 from DerainDataset import DerainDataset, prepare
 from networks import load_network
 from SSIM import psnr_y, ssim_y
-from utils import InputError, choose_precision, environment, keep_freed_memory
+from utils import InputError, choose_precision, environment
 
 Loss = Callable[[Tensor, Tensor], dict[str, Tensor]]  # derained, clean -> named parts of the loss
 BatchOf = Callable[[int, float], tuple[Tensor, Tensor]]  # step, share of the run -> rainy, clean
 SAVE_SECONDS = 300  # between training states, in addition to each epoch's end
 VARIATIONS = ("augment", "recombine", "vary_rain", "recolour", "without_rain")  # of random crops
-REQUEUE = 75  # os.EX_TEMPFAIL: the exit status that tells a cluster to run the job again
+NOT_ZERO = ("channels", "groups", "epochs", "minutes", "max_steps")
+NOT_ZERO += ("batch_size", "patch_size", "stride")
+PROGRESS = "{percentage:5.1f}%|{bar:20}| {desc}, {remaining} left"
 
 # The values of other settings that --recipe stands for. logs/README.md has their measured gains.
 RECIPES = {
@@ -57,9 +60,7 @@ class TrainSettings:
     """The published recipe. A train script changes what its data set needs."""
 
     recipe: str = setting("paper", "paper: as published; best: for a CPU", RECIPES)
-    data_path: tuple[str, ...] = setting(
-        (), "folders of training pairs; FOLDER=0.6 gives a folder 0.6 parts of the patches"
-    )
+    data_path: tuple[str, ...] = setting((), "folders of pairs; FOLDER=0.6: parts of the patches")
     clean_dir: Path | None = setting(None, "folder of the clean images, if not in --data_path")
     save_path: Path = setting(Path(), "folder for weights, training state and logs")
     channels: int = setting(32, "width of the network's hidden layers")
@@ -70,9 +71,7 @@ class TrainSettings:
     batch_size: int = setting(8, "patches per step")
     patch_size: int = setting(100, "side of a training patch in pixels")
     stride: int = setting(80, "distance between patches in pixels")
-    stages: tuple[str, ...] = setting(
-        (), "random crops of growing size instead: SIDE:BATCH:SHARE of the run, ..."
-    )
+    stages: tuple[str, ...] = setting((), "random crops instead: SIDE:BATCH:SHARE of the run, ...")
     flip: bool = setting(False, "double the patches by left-right mirror images")
     augment: bool = setting(False, "random crops: mirror them at random in both directions")
     recombine: float = setting(0.0, "random crops: share that gets the rain of another pair")
@@ -86,24 +85,21 @@ class TrainSettings:
     weight_decay: float = setting(0.1, "decoupled weight decay of Muon's kernels")
     schedule: str = setting(
         "multistep",
-        "learning rate: falls at milestones, or to zero",
+        "learning rate: falls at milestones or to 0",
         ("multistep", "cosine", "linear"),
     )
     milestones: tuple[float, ...] = setting((40, 60, 80), "epochs of the falls to a fifth")
     warmup: int = setting(200, "steps of linear warm-up (cosine and linear)")
     start: str = setting("random", "initial weights", ("random", "identity"))
     init: Path | None = setting(None, "weights to start from: a .pth file, or its folder")
+    # No background of a pair that is validated on is trained on.
     validation: int = setting(0, "pairs of each folder to hold out, by whole backgrounds")
-    validation_path: tuple[Path, ...] = setting(
-        (), "folders of pairs to validate on; their backgrounds are not trained on"
-    )
+    validation_path: tuple[Path, ...] = setting((), "folders of other pairs to validate on")
     validate_every: int = setting(0, "steps between validations; 0: at each epoch's end")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = setting("fp32", "auto: bf16 where it is native", ("auto", "fp32", "bf16"))
     deterministic: bool = setting(False, "deterministic GPU kernels (slower)")
     seed: int = setting(0, "seed of everything random")
-
-    FREE = ("recipe", "save_path", "device", "validate_every")  # may change when a run resumes
 
     def __post_init__(self) -> None:
         text_to_paths(self)
@@ -119,90 +115,79 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
     state_latest.pth (to resume from), log.jsonl and TensorBoard's files.
 
     Raises InputError for anything wrong with settings, images or the folder, and for a loss that is
-    not finite. Interrupted, it saves and raises KeyboardInterrupt after Ctrl-C, SystemExit(75)
-    after SIGTERM, SIGHUP or SIGUSR1.
+    not finite; KeyboardInterrupt, when all is saved, after Ctrl-C, SIGTERM, SIGHUP or SIGUSR1.
     """
     check_settings(settings)
-    check_folder(settings.save_path)
-    keep_freed_memory()
-    with distributed.connected(settings.device) as device:
-        run(settings, network, loss, device)
-
-
-def run(settings: TrainSettings, network: nn.Module, loss: Loss, device: torch.device) -> None:
-    """Train on a device, from the first step or from where an earlier run was interrupted."""
+    device = distributed.connect(settings.device)
+    precision = choose_precision(settings.precision, device)
     sets, validation_sets = load_sets(settings)
     steps_per_epoch, batch_of = order_of_batches(settings, sets)
-    last_step = min(settings.epochs * steps_per_epoch, settings.max_steps or sys.maxsize)
     validate_every = settings.validate_every or steps_per_epoch
-    precision = choose_precision(settings.precision, device)
+    last_step, last_minute = settings.max_steps or math.inf, settings.minutes or math.inf
+    if not settings.minutes:
+        last_step = min(last_step, settings.epochs * steps_per_epoch)
     network = initialised(settings, network).to(device, memory_format=torch.channels_last).train()
     optimizer = make_optimizer(settings, network)
     parallel = DistributedDataParallel(network) if distributed.WORLD_SIZE > 1 else network
 
-    def progress_at(step: int, minutes: float) -> float:
-        return minutes / settings.minutes if settings.minutes else step / last_step
-
-    sums: Counter[str] = Counter()
-    folder = RunFolder(settings.save_path, dataclasses.asdict(settings), settings.FREE)
-    with folder, interrupts_noted() as interrupted:
-        step, minutes_before = folder.resume(network, optimizer)
-        first_step, progress = step, progress_at(step, minutes_before)
-        folder.begin(step, progress, environment(device))
+    by_name = dataclasses.asdict(settings)
+    first_step, first_minute = resume(settings.save_path, by_name, network, optimizer)
+    step, progress = first_step, max(first_step / last_step, first_minute / last_minute)
+    sums = Counter[str]()
+    folder = RunFolder(settings.save_path, by_name, step, environment(device))
+    main = distributed.IS_MAIN
+    bar = tqdm(total=1, initial=progress, bar_format=PROGRESS, mininterval=3, disable=not main)
+    with closing(folder), bar, interrupts_noted() as interrupted:
         began = saved = time.monotonic()
         while progress < 1:
             epoch = progress * settings.epochs if settings.minutes else step / steps_per_epoch
-            set_learning_rate(settings, optimizer, step, epoch, progress)
+            factor = learning_rate_factor(settings, step, epoch, progress)
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
             batch = batch_of(step, progress)
-            values = take_step(parallel, optimizer, loss, batch, precision, device)
+            losses = take_step(parallel, optimizer, loss, batch, precision, device)
             step += 1
-            minutes = minutes_before + (time.monotonic() - began) / 60
-            numbers = [*values.values(), minutes, interrupted()]
-            *losses, minutes, stop = distributed.means(numbers, device)
-            values = dict(zip(values, losses, strict=True))
-            if not math.isfinite(values["loss"]):
+            minutes = first_minute + (time.monotonic() - began) / 60
+            minutes, stop = distributed.means([minutes, interrupted()], device)
+            progress = max(step / last_step, minutes / last_minute)
+            if not math.isfinite(losses["loss"]):
                 kept = f"{settings.save_path} keeps the last training state"
-                raise InputError(f"step {step}: loss {values['loss']}; {kept}; try a lower --lr")
-            sums.update(values | {"steps": 1})
-            progress = progress_at(step, minutes)
-            folder.show_progress(progress, f"step {step}, loss {values['loss']:.4f}")
+                raise InputError(f"step {step}: loss {losses['loss']}; {kept}; try a lower --lr")
+            sums.update(losses | {"steps": 1})
+            bar.set_description_str(f"step {step}, loss {losses['loss']:.4f}", refresh=False)
+            bar.update(min(progress, 1) - bar.n)
             if step == first_step + 3:
-                seconds = (time.monotonic() - began) / 3
-                distributed.say(plan(settings, sets, last_step - first_step, seconds))
+                pace = (time.monotonic() - began) / 3
+                left = min(pace * (last_step - first_step), 60 * (last_minute - first_minute))
+                distributed.say(plan(sets, left, pace, settings.save_path))
 
             is_last, epoch_is_over = progress >= 1, step % steps_per_epoch == 0
             if validation_sets and (is_last or step % validate_every == 0):
                 scores = validate(network, validation_sets, precision)
                 folder.log({"step": step, "minutes": minutes, "validation": scores})
-            if epoch_is_over or is_last or stop:
-                means = {name: sums[name] / sums["steps"] for name in values}
+            if is_last or epoch_is_over or stop or time.monotonic() - saved > SAVE_SECONDS:
+                means = {name: sums[name] / sums["steps"] for name in losses}
                 rate = optimizer.param_groups[0]["lr"]
                 folder.log({"step": step, "minutes": minutes, "lr": rate, "train": means})
+                folder.save(network, optimizer, step, minutes, step / steps_per_epoch)
                 sums.clear()
-            if epoch_is_over:
-                folder.save_weights(f"net_epoch{step // steps_per_epoch}.pth", network)
-            if epoch_is_over or is_last or stop or time.monotonic() - saved > SAVE_SECONDS:
-                folder.save_state(network, optimizer, step, minutes)
                 saved = time.monotonic()
             if stop and not is_last:
                 distributed.say(f"interrupted at step {step}; the same command resumes here")
-                raise KeyboardInterrupt if interrupted() == signal.SIGINT else SystemExit(REQUEUE)
+                raise KeyboardInterrupt
     distributed.say(f"{settings.save_path / 'net_latest.pth'}: trained for {step} steps")
 
 
-def set_learning_rate(
-    settings: TrainSettings,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    epoch: float,
-    progress: float,
-) -> None:
-    """Set the learning rate of a step."""
-    factor = learning_rate_factor(
-        settings.schedule, step, epoch, progress, settings.warmup, settings.milestones
-    )
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
+def learning_rate_factor(
+    settings: TrainSettings, step: int, epoch: float, progress: float
+) -> float:
+    """Return the share of the highest learning rate at a step, an epoch and a share of the run."""
+    if settings.schedule == "multistep":
+        return 0.2 ** sum(epoch >= milestone for milestone in settings.milestones)
+    warm = min(1, (step + 1) / max(1, settings.warmup))
+    if settings.schedule == "linear":
+        return warm * (1 - progress)
+    return warm * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def take_step(
@@ -213,7 +198,7 @@ def take_step(
     precision: str,
     device: torch.device,
 ) -> dict[str, float]:
-    """Take a step on this process's share of a batch, and return the parts of the loss."""
+    """Take a step on this process's share of a batch, and return the parts of the whole loss."""
     rainy, clean, weight = distributed.share_of(*batch)
     rainy, clean = rainy.to(device), clean.to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -225,80 +210,57 @@ def take_step(
     optimizer.step()
     parts = {**parts, "loss": total}
     numbers = weight * torch.stack(list(parts.values())).detach()
-    return dict(zip(parts, numbers.tolist(), strict=True))
+    return dict(zip(parts, distributed.means(numbers.tolist(), device), strict=True))
 
 
-def plan(settings: TrainSettings, sets: Sequence[DerainDataset], steps: int, seconds: float) -> str:
-    """Say what a run will do in its remaining steps, from the seconds that a step took."""
+def plan(sets: Sequence[DerainDataset], left: float, pace: float, folder: Path) -> str:
+    """Describe a run by its pairs, the seconds left, the seconds a step takes, and its folder."""
     pairs = sum(len(data.pairs) for data in sets)
-    length = f"{steps} steps, about {math.ceil(steps * seconds / 60)} min"
-    if settings.minutes:
-        length = f"{settings.minutes:g} min in all"
-    pace = f"{seconds:.2f} s a step at first"
-    return f"training on {pairs} pairs, {length} ({pace}); weights go to {settings.save_path}"
+    work = f"at {pace:.2f} s a step, {left / pace:.0f} steps take {math.ceil(left / 60)} min"
+    return f"training on {pairs} pairs; {work}; weights go to {folder}"
 
 
 def check_settings(settings: TrainSettings) -> None:
-    """Raise InputError for a number that makes no sense, before anything long begins."""
-    above_zero = ("epochs", "batch_size", "patch_size", "stride", "lr", "muon_lr")
-    for name in (*above_zero, "minutes", "max_steps", "channels", "groups"):
-        value = getattr(settings, name)
-        if value is not None and not 0 < value < math.inf:
-            raise InputError(f"--{name} {value}: must be a number above 0")
-    for name in ("weight_decay", "warmup", "validation", "validate_every"):
-        value = getattr(settings, name)
-        if not 0 <= value < math.inf:
-            raise InputError(f"--{name} {value}: must be a number from 0 up")
-    for name in VARIATIONS:
-        value = getattr(settings, name)
-        if not 0 <= value <= 1:
-            raise InputError(f"--{name} {value}: must be between 0 and 1")
-        if value and not settings.stages:
+    """Raise InputError for settings that make no sense, before anything long begins."""
+    for name, value in dataclasses.asdict(settings).items():
+        most = 1 if name in VARIATIONS else sys.float_info.max
+        in_range = not isinstance(value, int | float) or 0 <= value <= most
+        if not in_range or (name in NOT_ZERO and value == 0):
+            raise InputError(f"--{name} {value}: out of range")
+        if name in VARIATIONS and value and not settings.stages:
             raise InputError(f"--{name}: needs random crops; add --recipe best or --stages")
     for stage in settings.stages:
         parsed_stage(stage)
-    if settings.minutes and settings.max_steps:
-        raise InputError("--minutes and --max_steps: give only one of them")
-    if settings.validation and settings.validation_path:
-        raise InputError("--validation and --validation_path: give only one of them")
-    if not settings.data_path:
-        raise InputError("--data_path: name a folder of pairs")
-    if len(settings.data_path) > 1 and not settings.stages:
-        raise InputError("--data_path: several folders need --recipe best or --stages")
-    if settings.clean_dir and (len(settings.data_path) > 1 or settings.validation_path):
+    count = len(settings.data_path)
+    if count == 0 or (count > 1 and not settings.stages):
+        raise InputError("--data_path: name one folder, or several with --recipe best or --stages")
+    if settings.clean_dir and count > 1:
         raise InputError("--clean_dir: works with a single folder, the one of --data_path")
+    check_folder(settings.save_path)
 
 
 def load_sets(settings: TrainSettings) -> tuple[list[DerainDataset], list[DerainDataset]]:
     """Pack and read the sets to train on, and those to validate on, if any."""
+
+    def read(folder: Path, strict: bool = False, clean_dir: Path | None = None) -> DerainDataset:
+        path = prepare(folder, strict, clean_dir)
+        return DerainDataset(path, settings.patch_size, settings.stride, settings.flip)
+
     folders = [folder_and_share(text)[0] for text in settings.data_path]
-    sets = [packed(settings, folder, settings.strict) for folder in folders]
-    validation_sets = [packed(settings, Path(path), False) for path in settings.validation_path]
+    sets = [read(folder, settings.strict, settings.clean_dir) for folder in folders]
+    validation_sets = [read(Path(path)) for path in settings.validation_path]
     if settings.validation:
         for data in sets:
             validation_sets.append(data.part(data.held_out(settings.validation, settings.seed)))
     names = [data.path.stem for data in validation_sets]
     if len(set(names)) < len(names):
         raise InputError(f"validation folders have one name ({', '.join(names)}); rename one")
-
-    training_sets = []
-    for data in sets:
-        part = data.part(data.unshared_pairs(validation_sets))
-        if len(part.pairs) < len(data.pairs):
-            count = f"{len(part.pairs)} of {len(data.pairs)} pairs"
+    if validation_sets:
+        for i, data in enumerate(sets):
+            sets[i] = data.part(data.unshared_pairs(validation_sets))
+            count = f"{len(sets[i].pairs)} of {len(data.pairs)} pairs"
             distributed.say(f"{data.path.stem}: {count} have no background of the validation pairs")
-        training_sets.append(part)
-    return training_sets, validation_sets
-
-
-def packed(settings: TrainSettings, folder: Path, strict: bool) -> DerainDataset:
-    """Pack a folder, unless that is done, and read it. Raises InputError if there is none."""
-    if not folder.is_dir():
-        synthetic = f"python -m derain.synthesize --rain light (or --rain heavy) --out {folder}"
-        fix = f"see datasets/README.md, or make synthetic rain: {synthetic}"
-        raise InputError(f"{folder}: no such folder; {fix}")
-    path = distributed.main_process_first(lambda: prepare(folder, strict, settings.clean_dir))
-    return DerainDataset(path, settings.patch_size, settings.stride, settings.flip)
+    return sets, validation_sets
 
 
 def order_of_batches(settings: TrainSettings, sets: Sequence[DerainDataset]) -> tuple[int, BatchOf]:
@@ -306,16 +268,15 @@ def order_of_batches(settings: TrainSettings, sets: Sequence[DerainDataset]) -> 
     if settings.stages:
         shares = [folder_and_share(text)[1] for text in settings.data_path]
         stages = [parsed_stage(text) for text in settings.stages]
-        variation = {name: getattr(settings, name) for name in VARIATIONS}
-        crops = RandomCrops(sets, shares, stages, settings.seed, **variation)
-        return 1000, crops.batch  # random crops have no epochs
+        variations = {name: getattr(settings, name) for name in VARIATIONS}
+        return 1000, RandomCrops(sets, shares, stages, settings.seed, **variations).batch
 
-    data, size, seed = sets[0], settings.batch_size, settings.seed % 2**32
+    data, size = sets[0], settings.batch_size
     steps_per_epoch = math.ceil(len(data) / size)
 
     def published_order(step: int, _progress: float) -> tuple[Tensor, Tensor]:
         epoch, i = divmod(step, steps_per_epoch)
-        order = np.random.RandomState([seed, epoch]).permutation(len(data))
+        order = np.random.RandomState([settings.seed % 2**32, epoch]).permutation(len(data))
         return data.batch(order[i * size : (i + 1) * size])
 
     return steps_per_epoch, published_order

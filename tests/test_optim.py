@@ -1,13 +1,12 @@
-"""Muon: one step by hand, singular values, clipping; the learning rates of the three schedules."""
+"""Muon: singular values, two steps by hand, clipping."""
 
-import itertools
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from derain.optim import Muon, is_inner_kernel, learning_rate_factor, orthogonalize
+from derain.optim import Muon, is_inner_kernel, orthogonalize
 from networks import DARGNet
 
 
@@ -23,8 +22,6 @@ def test_an_update_is_nearly_orthogonal(shape: tuple[int, int]) -> None:
     large = torch.logspace(0, -3, min(shape)) > 0.02
     assert ((values[:, large] > 0.6) & (values[:, large] < 1.3)).all()
     assert ((values > 0) & (values < 1.3)).all()
-    for update, gradient in zip(updates, gradients, strict=True):
-        assert torch.allclose(orthogonalize(gradient[None])[0], update, atol=1e-5)
 
 
 def test_muon_takes_the_inner_kernels_and_adam_the_rest() -> None:
@@ -44,7 +41,7 @@ def test_muon_takes_the_inner_kernels_and_adam_the_rest() -> None:
 def test_one_step_by_hand() -> None:
     """The gradient is orthogonal, so the five iterations act on its singular values alone."""
     network = nn.Conv2d(32, 32, 1)
-    optimizer = Muon(network, lr=0.1, adam_lr=0.01, momentum=0.9, weight_decay=0.5, clip=0)
+    optimizer = Muon(network, lr=0.1, adam_lr=0.01, weight_decay=0.5)
     weight, bias = network.weight.detach().clone(), network.bias.detach().clone()
     network.weight.grad = torch.eye(32).view(32, 32, 1, 1) * 7
     network.bias.grad = torch.full((32,), -3.0)
@@ -56,34 +53,28 @@ def test_one_step_by_hand() -> None:
     assert torch.allclose(network.weight, weight * (1 - 0.1 * 0.5) - 0.1 * update, atol=1e-6)
     assert torch.allclose(network.bias, bias + 0.01, atol=1e-6)  # Adam's first step
 
-    # A second step with gradient 0: the momentum still points the same way.
-    before = network.weight.detach().clone()
-    network.weight.grad = torch.zeros_like(network.weight)
-    optimizer.param_groups[0]["lr"] = 0.05  # as a schedule does: weight decay follows
-    optimizer.step()
-    assert torch.allclose(network.weight, before * (1 - 0.05 * 0.5) - 0.05 * update, atol=1e-6)
-
 
 def test_the_momentum_of_two_gradients_by_hand() -> None:
     """Nesterov: 0.1 G + 0.9 M is orthogonalized, M being 0.9 M + 0.1 G."""
     network = nn.Conv2d(32, 40, 1, bias=False)
-    optimizer = Muon(network, lr=1.0, momentum=0.9, weight_decay=0, clip=0)
-    first, second = torch.randn(2, 40, 32, generator=torch.Generator().manual_seed(0))
+    optimizer = Muon(network, momentum=0.9, weight_decay=0.2, clip=math.inf)
+    gradients = torch.randn(2, 40, 32, generator=torch.Generator().manual_seed(0))
     momentum = torch.zeros(40, 32)
-    for gradient in (first, second):
+    for gradient, lr in zip(gradients, (1.0, 0.5), strict=True):
         momentum = 0.9 * momentum + 0.1 * gradient
         update = orthogonalize((0.1 * gradient + 0.9 * momentum)[None])[0]
-        before = network.weight.detach().clone()
+        expected = network.weight.detach() * (1 - lr * 0.2) - lr * update.view(40, 32, 1, 1)
         network.weight.grad = gradient.view(40, 32, 1, 1).clone()
+        optimizer.param_groups[0]["lr"] = lr  # as a schedule does: weight decay follows
         optimizer.step()
-        assert torch.allclose(before - network.weight, update.view(40, 32, 1, 1), atol=1e-5)
+        assert torch.allclose(network.weight, expected, atol=1e-5)
 
 
 def test_the_adam_part_is_torchs() -> None:
     ours, theirs = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
     theirs.load_state_dict(ours.state_dict())
-    optimizers = Muon(ours, adam_lr=0.003, clip=0), torch.optim.Adam(theirs.parameters(), 0.003)
-    assert len(optimizers[0].param_groups) == 1  # nothing for Muon here
+    adam = torch.optim.Adam(theirs.parameters(), 0.003)
+    optimizers = Muon(ours, adam_lr=0.003, clip=math.inf), adam  # nothing for Muon here
     for step in range(5):
         x = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(step))
         for network, optimizer in zip((ours, theirs), optimizers, strict=True):
@@ -103,16 +94,3 @@ def test_a_gradient_far_above_its_running_norm_is_clipped() -> None:
         optimizer.step()
         assert network.weight.grad.norm().item() == pytest.approx(expected, rel=0.1)
     assert optimizer.param_groups[0]["running_norm"] < 1.1  # the outlier counts as clipped
-
-
-def test_learning_rates() -> None:
-    for epoch, expected in ((0, 1), (39.9, 1), (40, 0.2), (60, 0.04), (99, 0.008)):
-        found = learning_rate_factor("multistep", 7, epoch, epoch / 100, 200, (40, 60, 80))
-        assert found == pytest.approx(expected)
-    for schedule, quarter in (("linear", 0.75), ("cosine", 0.5 + math.sqrt(0.5) / 2)):
-        factors = [learning_rate_factor(schedule, n, 0, n / 1000, 10, ()) for n in range(1000)]
-        assert factors[0] == pytest.approx(0.1, rel=0.01)  # the first of ten steps of warm-up
-        assert factors[250] == pytest.approx(quarter)
-        assert factors[500] == pytest.approx(0.5)
-        assert 0 < factors[999] < 0.002
-        assert all(a > b for a, b in itertools.pairwise(factors[10:]))
