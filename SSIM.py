@@ -41,8 +41,7 @@ class SSIM(nn.Module):
         super().__init__()
         x = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
         window = torch.exp(-(x**2) / (2 * SIGMA**2))
-        self.exact = window / window.sum()  # float64, stays on the CPU: Apple's GPUs don't have it
-        self.register_buffer("window", self.exact.float(), persistent=False)
+        self.window = window / window.sum()  # stays on the CPU: Apple's GPUs have no float64
         self.padding = WINDOW // 2 if padded else 0
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
@@ -57,9 +56,8 @@ class SSIM(nn.Module):
             dtype = torch.promote_types(first.dtype, second.dtype)
             dtype = torch.promote_types(dtype, torch.float32)
             a, b = first.to(dtype), second.to(dtype)
-            channels = a.shape[1]
-            maps = torch.cat([a, b, a * a, b * b, a * b], dim=1)
-            mean_a, mean_b, square_a, square_b, product = self._blur(maps).split(channels, dim=1)
+            maps = self._blur(torch.cat([a, b, a * a, b * b, a * b], dim=1))
+            mean_a, mean_b, square_a, square_b, product = maps.chunk(5, dim=1)
             c1, c2 = 0.01**2, 0.03**2
             luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
             covariance = product - mean_a * mean_b
@@ -69,9 +67,7 @@ class SSIM(nn.Module):
     def _blur(self, maps: Tensor) -> Tensor:
         """Blur every channel by a row and a column of the Gaussian: 22 products instead of 121."""
         channels = maps.shape[1]
-        window = self.window.to(maps.device)
-        if maps.dtype != torch.float32:
-            window = self.exact.to(maps)
+        window = self.window.to(maps.dtype).to(maps.device)
         rows = window.view(1, 1, 1, -1).expand(channels, -1, -1, -1)
         columns = window.view(1, 1, -1, 1).expand(channels, -1, -1, -1)
         maps = F.conv2d(maps, rows, padding=(0, self.padding), groups=channels)
@@ -79,10 +75,7 @@ class SSIM(nn.Module):
 
 
 def luma(image: np.ndarray) -> np.ndarray:
-    """Return MATLAB's rgb2ycbcr luma, not rounded.
-
-    (H, W, 3) uint8 RGB -> (H, W) float64 in [16, 235] / 255.
-    """
+    """Return MATLAB's luma, not rounded: (H, W, 3) uint8 RGB -> (H, W) in [16, 235] / 255."""
     return (image.astype(np.float64) / 255 @ np.array([65.481, 128.553, 24.966]) + 16) / 255
 
 

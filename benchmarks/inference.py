@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks import plain_dargnet
 from benchmarks.common import as_published, measure, print_table, rainy_and_clean
 from derain.cli import run_script, setting
-from derain.inference import AsWritten, derain, fold, weights_file
+from derain.inference import derain, fold, weights_file
 from networks import convert_state_dict, load_network
 from SSIM import psnr
 from utils import choose_device, quantize, to_image
@@ -48,8 +48,8 @@ def main(settings: Settings) -> None:
         state[theirs] = weights[ours]
     rainy = rainy_and_clean(settings.height, settings.width)[0].to(device)
 
-    written, folded = AsWritten(network, torch.float32), fold(network)
-    half = fold(network, torch.bfloat16)
+    folded, half = fold(network), fold(network, torch.bfloat16)
+    written = network.to(memory_format=torch.channels_last)
     calls: dict[str, Callable[[], Tensor]] = {}
     if device.type == "cpu":
         calls["plain formulation, NCHW"] = as_published(plain, state, rainy)

@@ -23,10 +23,11 @@ from PIL import Image
 from derain.cli import run_script, setting
 from derain.evaluate import EvalSettings, derain_file, result_names
 from derain.images import read_image, write_image
-from derain.inference import RAIN_WEIGHTS, derain_image, open_network
+from derain.inference import derain_image, open_network
 from derain.results import Result
 from derain.synthesize import stand_in
 from derain.video import is_video
+from hubconf import FOLDERS
 from utils import InputError, choose_device, choose_precision
 
 try:
@@ -47,8 +48,9 @@ class App:
     def __init__(self, device_name: str) -> None:
         device = choose_device(device_name)
         self.networks = {}
-        for kind, weights in RAIN_WEIGHTS.items():
-            self.networks[kind] = open_network(weights, device, choose_precision("auto", device))
+        precision = choose_precision("auto", device)
+        for kind, folder in FOLDERS.items():
+            self.networks[kind] = open_network(Path("logs", folder), device, precision)
         began = time.perf_counter()
         derain_image(self.networks["any"], np.zeros((256, 256, 3), np.uint8))
         self.seconds_per_pixel = (time.perf_counter() - began) / 256**2

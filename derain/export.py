@@ -17,7 +17,7 @@ from torch import nn
 from torch.export import Dim
 
 from derain.cli import check_folder, run_script, setting
-from derain.inference import AsWritten, derain, load_weights, optimize
+from derain.inference import derain, load_weights, optimize
 from utils import InputError, atomic_path
 
 
@@ -32,8 +32,7 @@ def write_onnx(network: nn.Module, path: Path) -> None:
     import onnxruntime
     import onnxscript  # noqa: F401, for torch's exporter
 
-    fastest = optimize(network)
-    model = fastest.network if isinstance(fastest, AsWritten) else fastest
+    model = optimize(network)
     axes = {0: Dim("images"), 2: Dim("height"), 3: Dim("width")}
     names = {"input_names": ["rainy"], "output_names": ["derained"]}
     options = {"dynamic_shapes": {"rainy": axes}, "external_data": False, "verbose": False}

@@ -5,12 +5,8 @@
 
 The fastest form of DARGNet is folded: fewer operations, the same values up to rounding. Both are
 compared first, so that an edited networks.py runs as it is written.
-
-A pixel of the result depends on the pixels within the network's receptive field and on no others,
-so a tile with that much overlap gives the same values as the whole image.
 """
 
-import contextlib
 import copy
 import itertools
 import math
@@ -29,20 +25,13 @@ from utils import InputError, quantize, to_image, to_tensor
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WHOLE_PIXELS = 1_500_000  # larger images are computed in tiles; this many take 2.4 GB in fp32
 TILE = 1088  # side in pixels; with its overlap, a tile has about WHOLE_PIXELS
-# The weights for each kind of rain. derain.app begins with the first.
-RAIN_WEIGHTS = {
-    "any": Path("logs/real"),
-    "light": Path("logs/Rain100L"),
-    "heavy": Path("logs/Rain100H"),
-}
 Loader = Callable[[Path], nn.Module]
 
 
 def weights_file(path: Path) -> Path:
-    """Return the weights that --logdir or --init names: a file, or net_latest.pth in a folder.
+    """Return the weights that `path` names: a file, or net_latest.pth in a folder.
 
-    A path that does not exist here is looked up in this repository, so that its weights are found
-    from any folder.
+    A path that does not exist here is looked up in this repository.
     """
     for place in (path, Path(__file__).parent.parent / path):
         file = place / "net_latest.pth" if place.is_dir() else place
@@ -61,50 +50,38 @@ def load_weights(path: Path, load: Loader = load_network) -> nn.Module:
 
 def open_network(
     path: Path,
-    device: torch.device | None = None,
+    device: torch.device | str = "cpu",
     precision: str = "fp32",
     load: Loader = load_network,
 ) -> nn.Module:
-    """Return a trained network in its fastest form, on the CPU unless a device is given.
+    """Return a trained network in its fastest form. Raises as load_weights does.
 
-    precision: fp32 or bf16. load: makes a network of a weights file. Raises as load_weights does.
+    precision: fp32 or bf16. load: makes a network of a weights file.
     """
-    network = load_weights(path, load)
-    return optimize(network.to(device or torch.device("cpu")), DTYPES[precision])
+    return optimize(load_weights(path, load).to(device), DTYPES[precision])
 
 
 def optimize(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Return a copy for inference: a DARGNet folded, any other network as it is written.
+    """Return a copy for `derain`: a DARGNet folded, any other network as it is written.
 
-    dtype: torch.float32 or torch.bfloat16; images are float32 in both cases.
+    dtype: torch.float32 or torch.bfloat16, for a network as it is written by autocast.
     """
     if isinstance(network, DARGNet):
         if is_foldable(network):
             return fold(network, dtype)
         print(f"{type(network).__name__} was edited: it runs as it is written, without folding")
-    return AsWritten(network, dtype)
-
-
-class AsWritten(nn.Module):
-    """A copy of a network in eval mode; for bfloat16 it runs under autocast."""
-
-    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.network = copy.deepcopy(network).eval().to(memory_format=torch.channels_last)
-        self.bf16 = dtype == torch.bfloat16
-        self.receptive_field = getattr(network, "receptive_field", None)
-
-    def forward(self, rainy: Tensor) -> Tensor:
-        with torch.autocast(rainy.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.network(rainy).float()
+    written = copy.deepcopy(network).eval().to(memory_format=torch.channels_last)
+    if dtype == torch.bfloat16:
+        device = next(network.parameters()).device
+        written.forward = torch.autocast(device.type, dtype)(written.forward)
+    return written
 
 
 @torch.no_grad()
 def is_foldable(network: DARGNet) -> bool:
-    """Compare the folded form with the network itself, on a small random image in float64."""
+    """Compare the folded form with the network itself, on a small image in float64."""
     exact = copy.deepcopy(network).cpu().double().eval()
-    generator = torch.Generator().manual_seed(0)
-    rainy = torch.rand(1, 3, 22, 27, generator=generator, dtype=torch.float64)
+    rainy = torch.arange(3 * 22 * 27, dtype=torch.float64).sin().view(1, 3, 22, 27)
     try:
         expected, found = exact(rainy), fold(exact, torch.float64)(rainy)
         return torch.allclose(found, expected, rtol=1e-6, atol=1e-6)
@@ -165,25 +142,20 @@ class FoldedDualAttention(nn.Module):
         self.merge_a = nn.Parameter(merge_a.contiguous())
         self.merge_b = nn.Parameter(merge_b.contiguous())
         self.merge_bias = spatial.merge.bias
-        self.near = spatial.conv_d1
-        exact, matrix = copy.deepcopy(spatial.conv_d1).double(), merge_a[:, :, 0, 0].double()
-        self.near.weight.copy_(torch.einsum("om,mihw->oihw", matrix, exact.weight))
-        self.near.bias.copy_(matrix @ exact.bias + spatial.merge.bias.double())
+        self.near, matrix = spatial.conv_d1, merge_a[:, :, 0, 0].double()
+        weight = torch.einsum("om,mihw->oihw", matrix, self.near.weight.double())
+        self.near.weight.copy_(weight)
+        self.near.bias.copy_(matrix @ self.near.bias.double() + self.merge_bias.double())
 
     def forward(self, x: Tensor) -> Tensor:
-        attended = torch.addcmul(x, self.spatial(x), self.gate(x))
-        return F.leaky_relu_(attended, self.out_slope)
-
-    def spatial(self, x: Tensor) -> Tensor:
         """Work in place, so that few results are in memory at a time."""
         middle = F.leaky_relu_(self.conv_d2(x), self.slope)
         y = self.near(x).add_(F.conv2d(middle, self.merge_b))
         y = F.conv2d(F.leaky_relu_(y, self.slope), self.merge_a, self.merge_bias)
         far = F.leaky_relu_(self.conv_d5(x), self.slope)
-        return y.add_(F.conv2d(far, self.merge_b))
-
-    def gate(self, x: Tensor) -> Tensor:
-        return self.pointwise(F.leaky_relu_(self.depthwise(x), self.gate_slope)).sigmoid_()
+        y = y.add_(F.conv2d(far, self.merge_b))
+        gate = self.pointwise(F.leaky_relu_(self.depthwise(x), self.gate_slope)).sigmoid_()
+        return F.leaky_relu_(torch.addcmul(x, y, gate), self.out_slope)
 
 
 @torch.inference_mode()
@@ -201,12 +173,10 @@ def derain_image(
 ) -> np.ndarray:
     """Derain an image, (H, W, 3) uint8 or uint16 RGB -> the same shape and type.
 
-    tile: largest side of exact tiles in pixels, without their overlap; 0 for the whole image, None
-    for tiles if it has more than WHOLE_PIXELS. A network without receptive_field always gets the
-    whole image. Only one tile at a time is held as floating-point numbers. quantization: 'round'
-    or 'truncate'.
-
-    Raises ValueError if the network's output is not finite.
+    tile: largest side of tiles in pixels, without their overlap; 0 for the whole image, None for
+    tiles if it has more than WHOLE_PIXELS. Tiles overlap by the network's receptive_field, so they
+    give the values of the whole image; a network without one gets the whole image. quantization:
+    'round' or 'truncate'. Raises ValueError if the network's output is not finite.
     """
     height, width, _ = rgb.shape
     overlap = getattr(network, "receptive_field", None)
@@ -235,7 +205,6 @@ def parse_tile(text: str) -> int | None:
     """Read --tile: None for auto, 0 for off, or a number of pixels from 16 up."""
     if text in ("auto", "off"):
         return None if text == "auto" else 0
-    with contextlib.suppress(ValueError):
-        if int(text) >= 16:
-            return int(text)
+    if text.isdecimal() and int(text) >= 16:
+        return int(text)
     raise InputError(f"--tile {text}: takes auto, off, or a number of pixels from 16 up")

@@ -15,10 +15,9 @@ import torch
 from conftest import ROOT
 from torch import Tensor, nn
 
-import networks
 from derain.inference import (
     WHOLE_PIXELS,
-    AsWritten,
+    FoldedResidualGroup,
     derain,
     derain_image,
     fold,
@@ -35,6 +34,10 @@ def random_image(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def is_folded(network: nn.Module) -> bool:
+    return isinstance(network.groups[0], FoldedResidualGroup)
+
+
 # ---------------------------------------------------------------- the folded form
 
 
@@ -43,7 +46,7 @@ def test_folded_equals_unfolded(network: DARGNet, size: tuple[int, int]) -> None
     rainy = random_image(2, 3, *size)
     before = copy.deepcopy(network.state_dict())
     folded = optimize(network)
-    assert not isinstance(folded, AsWritten)
+    assert is_folded(folded)
     assert folded.receptive_field == 60
     expected, found = derain(network, rainy), derain(folded, rainy)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -61,10 +64,10 @@ def test_folded_in_bfloat16(network: DARGNet) -> None:
     assert (found - exact).square().mean() < 1e-4
 
 
-@pytest.mark.parametrize("name", ["Rain100H", "Rain100L"])
+@pytest.mark.parametrize("name", ["real", "Rain100H", "Rain100L"])
 def test_the_committed_weights_run_folded(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     network = load_network(ROOT / "logs" / name / "net_latest.pth")
-    assert not isinstance(optimize(network), AsWritten)
+    assert is_folded(optimize(network))
     assert capsys.readouterr().out == ""
 
 
@@ -81,25 +84,19 @@ def twice(self: ResidualGroup, x: Tensor) -> Tensor:
     return x + 2 * self.act3(self.conv(y))
 
 
-def without_far(self: networks.SpatialAttention, x: Tensor) -> Tensor:
-    joined = torch.cat([self.conv_d1(x), self.act(self.conv_d2(x))], dim=1)
-    return self.act(self.merge(joined))
-
-
 def predict_rain(self: DARGNet, rainy: Tensor) -> Tensor:
     shallow = self.head(rainy)
     return rainy - self.tail(shallow + self.groups[0](self.body(shallow)))
 
 
-EDITS: list[tuple[type, Callable, bool]] = [  # class, its forward, whether folding still fits
-    (DualAttention, without_channel, False),
-    (ResidualGroup, twice, False),
-    (networks.SpatialAttention, without_far, False),
-    (DARGNet, predict_rain, True),  # the groups are as they were
-]
-
-
-@pytest.mark.parametrize(("owner", "forward", "fits"), EDITS)
+@pytest.mark.parametrize(
+    ("owner", "forward", "fits"),
+    [
+        (DualAttention, without_channel, False),
+        (ResidualGroup, twice, False),
+        (DARGNet, predict_rain, True),  # the groups are as they were
+    ],
+)
 def test_the_edited_network_is_the_one_that_runs(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -112,21 +109,11 @@ def test_the_edited_network_is_the_one_that_runs(
     unedited = derain(network, rainy)
     monkeypatch.setattr(owner, "forward", forward)
     found = optimize(network)
-    assert isinstance(found, AsWritten) != fits
+    assert is_folded(found) == fits
     assert ("was edited" in capsys.readouterr().out) != fits
     expected = derain(network, rainy)
     torch.testing.assert_close(derain(found, rainy), expected, rtol=0, atol=1e-5)
     assert not torch.allclose(expected, unedited, atol=1e-3)
-
-
-def test_a_network_without_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(self: DualAttention, channels: int) -> None:
-        nn.Module.__init__(self)
-        self.spatial = networks.SpatialAttention(channels)
-
-    monkeypatch.setattr(DualAttention, "__init__", build)
-    monkeypatch.setattr(DualAttention, "forward", without_channel)
-    assert isinstance(optimize(DARGNet(groups=1)), AsWritten)
 
 
 class Pooling(nn.Module):
@@ -144,7 +131,7 @@ class Pooling(nn.Module):
 def test_a_network_without_receptive_field_runs_whole(tmp_path: Path, precision: str) -> None:
     saved = Pooling()
     torch.save(saved.state_dict(), tmp_path / "net_latest.pth")
-    opened = open_network(tmp_path, None, precision, lambda path: load_network(path, Pooling()))
+    opened = open_network(tmp_path, "cpu", precision, lambda path: load_network(path, Pooling()))
     rgb = np.random.RandomState(0).randint(256, size=(40, 50, 3)).astype(np.uint8)
     assert np.array_equal(derain_image(opened, rgb, tile=16), derain_image(opened, rgb, tile=0))
     rainy = random_image(1, 3, 40, 50)
@@ -154,15 +141,12 @@ def test_a_network_without_receptive_field_runs_whole(tmp_path: Path, precision:
 # ---------------------------------------------------------------- tiles
 
 
-@pytest.mark.parametrize("tile", [48, 50, 100])
-@pytest.mark.parametrize("size", [(64, 130), (129, 65)])
+@pytest.mark.parametrize("tile", [50, 100])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_an_image_in_tiles_is_the_same_image(
-    network: DARGNet, size: tuple[int, int], tile: int, dtype: type
-) -> None:
+def test_an_image_in_tiles_is_the_same_image(network: DARGNet, tile: int, dtype: type) -> None:
     """Integers in, integers out; at most one value in a thousand rounds to the next level."""
     random = np.random.RandomState(0)
-    image = random.randint(np.iinfo(dtype).max + 1, size=(*size, 3)).astype(dtype)
+    image = random.randint(np.iinfo(dtype).max + 1, size=(64, 130, 3)).astype(dtype)
     before, folded = image.copy(), fold(network)
     whole, tiled = derain_image(folded, image, 0), derain_image(folded, image, tile)
     assert whole.dtype == tiled.dtype == dtype

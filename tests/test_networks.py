@@ -128,64 +128,52 @@ def test_copies_and_compiled_networks_train_alike() -> None:
 
 # ---------------------------------------------------------------- weights
 
+STATE = DARGNet(8, 2).state_dict()
+PUBLISHED = plain_dargnet.random_published_state()
+FIRST = "head.0.weight"
+ONE = torch.ones(1)
 
-def test_forms_of_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+
+def wrap(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+FORMS = {  # name: (content, number of tensors that are left out)
+    "ours": (STATE, 0),
+    "published": (wrap("module.", PUBLISHED), 0),
+    "compiled": (wrap("module._orig_mod.", STATE), 0),
+    "lightning": ({"epoch": 3, "state_dict": wrap("module.", STATE)}, 0),
+    "half": ({"net": {key: value.half() for key, value in STATE.items()}}, 0),
+    "epoch": (STATE | {"epoch": 12}, 0),
+    "training state": ({"state_dict": STATE, "optimizer": {"state": {0: {"exp_avg": ONE}}}}, 1),
+    "thop": (STATE | {"total_ops": ONE, "groups.0.total_params": ONE}, 2),
+    "averaged": (wrap("module.", STATE) | {"n_averaged": ONE}, 1),
+    "ema": ({"model": {key: value + 1 for key, value in STATE.items()}, "ema": STATE}, len(STATE)),
+    "GAN": ({"g": STATE, "d": {"conv.weight": ONE}}, 1),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_of_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     """Wrapped state dicts load; a line counts the tensors that are not the network's."""
-    state = DARGNet(8, 2).state_dict()
-    older = {key: value + 1 for key, value in state.items()}
-    parallel = {f"module.{key}": value for key, value in state.items()}
-    halves = {key: value.half() for key, value in state.items()}
-    moments = {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-3}]}
-    one = torch.ones(1)
-    contents = {  # name: (content, number of tensors that are left out)
-        "ours": (state, 0),
-        "data parallel": (parallel, 0),
-        "compiled": ({f"module._orig_mod.{key}": value for key, value in state.items()}, 0),
-        "lightning": ({"epoch": 3, "state_dict": parallel}, 0),
-        "half": ({"net": halves}, 0),
-        "epoch": (state | {"epoch": 12}, 0),
-        "training state": ({"state_dict": state, "optimizer": moments, "step": 3}, 1),
-        "thop": (state | {"total_ops": one, "groups.0.total_ops": one}, 2),
-        "averaged": (parallel | {"n_averaged": one}, 1),
-        "ema": ({"model": older, "ema": state}, len(state)),
-        "params_ema": ({"params_ema": state, "params": older}, len(state)),
-        "GAN": ({"g": state, "d": {"conv.weight": one}}, 1),
-    }
-    for name, (content, left_out) in contents.items():
-        path = tmp_path / f"{name}.pth"
-        torch.save(content, path)
-        loaded = load_network(path)
-        assert not loaded.training
-        assert (loaded.head[0].out_channels, len(loaded.groups)) == (8, 2)
-        expected = halves if name == "half" else state
-        for key, value in loaded.state_dict().items():
-            assert torch.equal(value, expected[key].float()), name
-        printed = capsys.readouterr().out
-        if left_out:
-            assert printed.startswith(f"{path}: {left_out} tensors")
-        assert printed.count("\n") == (1 if left_out else 0), name
+    path = tmp_path / "weights.pth"
+    content, left_out = FORMS[name]
+    torch.save(content, path)
+    network = load_network(path)
+    assert not network.training
+    expected = convert_state_dict(PUBLISHED) if name == "published" else STATE
+    loaded = network.state_dict()
+    assert loaded.keys() == expected.keys()
+    for key, value in loaded.items():
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-3 * (name == "half"))
+    line = f"{path}: {left_out} tensors" if left_out else ""
+    printed = capsys.readouterr().out
+    assert printed.startswith(line)
+    assert printed.count("\n") == (left_out > 0)
 
 
-def test_published_weights_under_a_prefix(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    state = plain_dargnet.random_published_state()
-    torch.save({f"module.{key}": value for key, value in state.items()}, tmp_path / "weights.pth")
-    loaded = load_network(tmp_path / "weights.pth").state_dict()
-    assert all(torch.equal(loaded[key], value) for key, value in convert_state_dict(state).items())
-    assert capsys.readouterr().out == ""
-
-
-def test_safetensors(tmp_path: Path, network: DARGNet) -> None:
-    safetensors = pytest.importorskip("safetensors.torch", reason="an extra requirement")
-    state = network.state_dict()
-    safetensors.save_file(state, tmp_path / "weights.safetensors")
-    loaded = load_network(tmp_path / "weights.safetensors").state_dict()
-    assert all(torch.equal(value, state[key]) for key, value in loaded.items())
-
-
-@pytest.mark.parametrize("name", ["model", "module", "conv1"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+@pytest.mark.parametrize("name", ["module", "conv1"])
+@pytest.mark.parametrize("prefix", ["", "module."])
 def test_a_network_of_ones_own_keeps_its_names(tmp_path: Path, name: str, prefix: str) -> None:
     """They may look like a wrapper's prefix or a published name, and repeat inside the network."""
 
@@ -194,37 +182,36 @@ def test_a_network_of_ones_own_keeps_its_names(tmp_path: Path, name: str, prefix
         return nn.ModuleDict({name: nn.Conv2d(3, 3, 3), "inner": nn.ModuleDict({name: inner})})
 
     saved, network = build().state_dict(), build()
-    torch.save({prefix + key: value for key, value in saved.items()}, tmp_path / "own.pth")
+    torch.save(wrap(prefix, saved), tmp_path / "own.pth")
     assert load_network(tmp_path / "own.pth", network) is network
     loaded = network.state_dict()
     assert all(torch.equal(value, loaded[key]) for key, value in saved.items())
 
 
-def test_foreign_weights_are_an_error_of_one_line(tmp_path: Path) -> None:
-    state = DARGNet(8, 2).state_dict()
-    first = next(iter(state))
-    contents = {  # content: a word of the message
-        "missing": ({k: v for k, v in state.items() if k != first}, first),
-        "another layer": (state | {"refine.weight": torch.zeros(1)}, "refine.weight"),
-        "shape": (state | {first: torch.zeros(8, 3, 5, 5)}, first),
-        "foreign": ({"encoder.0.weight": torch.zeros(4, 4)}, first),
-        "list": ([1, 2, 3], "state dict"),
-        "no tensors": ({"epoch": 3}, first),
-        "no channels": (state | {first: torch.zeros(0, 3, 3, 3)}, first),
-        "integers": ({k: v.int() for k, v in state.items()}, first),
-        "complex": (state | {first: state[first].to(torch.complex64)}, first),
-        "nan": (state | {first: state[first] * float("nan")}, first),
-        "infinite": (state | {first: state[first].double() * 1e300}, first),
-    }
-    for name, (content, word) in contents.items():
-        path = tmp_path / f"{name}.pth"
-        torch.save(content, path)
-        with pytest.raises(ValueError, match=word) as caught:
-            load_network(path)
-        message = str(caught.value)
-        assert message.startswith(f"{path}: "), name
-        assert "\n" not in message
-        assert len(message) < 400
+FOREIGN = {  # name: (content, a word of the message)
+    "missing": ({key: value for key, value in STATE.items() if key != FIRST}, FIRST),
+    "another layer": (STATE | {"refine.weight": ONE}, "refine.weight"),
+    "shape": (STATE | {FIRST: torch.zeros(8, 3, 5, 5)}, FIRST),
+    "no shape": (STATE | {FIRST: torch.tensor(1.0)}, "0-d tensor"),
+    "foreign": ({"encoder.0.weight": torch.zeros(4, 4)}, FIRST),
+    "list": ([1, 2, 3], "state dict"),
+    "no tensors": ({"epoch": 3}, FIRST),
+    "nan": (STATE | {FIRST: STATE[FIRST] * float("nan")}, "not finite"),
+    "infinite": (STATE | {FIRST: STATE[FIRST].double() * 1e300}, "not finite"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_weights_are_an_error_of_one_line(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "weights.pth"
+    content, word = FOREIGN[name]
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=word) as caught:
+        load_network(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    assert len(message) < 400
 
 
 def test_weights_of_more_groups_do_not_fit_a_given_network(tmp_path: Path) -> None:
@@ -234,19 +221,14 @@ def test_weights_of_more_groups_do_not_fit_a_given_network(tmp_path: Path) -> No
 
 
 def test_files_that_are_not_weights_show_their_first_bytes(tmp_path: Path) -> None:
-    torch.save(DARGNet(4, 1).state_dict(), tmp_path / "whole.pth")
-    contents = {
-        "version https://git-lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
-        "<!DOCTYPE html>": b"<!DOCTYPE html>\n<html>",
-        "PK": (tmp_path / "whole.pth").read_bytes()[:5000],
-        "b''": b"",
-    }
     path = tmp_path / "weights.pth"
-    for start, content in contents.items():
+    torch.save(STATE, path)
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+    for content in (path.read_bytes()[:5000], pointer, b"<!DOCTYPE html>\n<html>", b""):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"weights\.pth: .*download it again") as caught:
             load_network(path)
-        assert start in str(caught.value)
+        assert repr(content[:15])[1:-1] in str(caught.value)
     with pytest.raises(FileNotFoundError, match=r"none\.pth"):
         load_network(tmp_path / "none.pth")
 
@@ -261,14 +243,9 @@ class Malicious:
         return (open, (str(self.path), "w"))
 
 
-@pytest.mark.parametrize("writer", ["torch", "pickle"])
-def test_a_checkpoint_cannot_run_code(tmp_path: Path, writer: str) -> None:
+def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
     trap, path = tmp_path / "trap", tmp_path / "weights.pth"
-    content: dict[str, Tensor | Malicious] = {"conv1.0.weight": Malicious(trap)}
-    if writer == "torch":
-        torch.save(content, path)
-    else:
-        path.write_bytes(pickle.dumps(content, protocol=2))
+    torch.save({"conv1.0.weight": Malicious(trap)}, path)
     with pytest.raises(ValueError, match=r"weights\.pth"):
         load_network(path)
     assert not trap.exists()
