@@ -2,8 +2,8 @@
 
     python test_real.py --data_path my_photos           # writes results/real/NAME.png
     python test_real.py --data_path holiday.jpg --out derained.jpg
-    python test_real.py --data_path 2024/*.jpg 2025 --suffix _derained --format jpg
-    python test_real.py --data_path my_photos --recursive --show_rain   # with subfolders, and rain/
+    python test_real.py --data_path 2024/*.jpg 2025 --format jpg
+    python test_real.py --data_path "my_photos/**/*.jpg"                # with subfolders
     python test_real.py --data_path drive.mp4           # writes results/real/drive.mp4, with sound
 
 Grey stays grey, 16 bits stay 16, alpha is kept. Large images are computed in tiles, which gives the

@@ -4,32 +4,27 @@ evaluate(EvalSettings(data_path="my_photos", save_path="out"))          # own im
 evaluate(EvalSettings(data_path="my/Rain12", save_path="out"), RAIN12)  # a test set
 """
 
+import csv
 import dataclasses
+import glob
+import io
+import json
+import math
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
+from derain import figure, images, page
 from derain.cli import check_folder, setting, text_to_paths
-from derain.figure import check_figure
-from derain.images import (
-    DecodedImage,
-    network_input,
-    network_output,
-    read_image,
-    read_rgb,
-    write_image,
-)
 from derain.inference import Loader, derain_image, open_network, parse_tile, weights_file
 from derain.pairs import Pair, find_pairs, list_images, rainy_file, read_pair
-from derain.results import Result, draw_figure, record_sources, write_results
 from derain.sets import TestSet, identify_pairs
 from derain.synthesize import stand_in, synthetic_label
 from derain.video import KEPT_CONTAINERS, derain_video, is_video
@@ -41,7 +36,13 @@ from utils import (
     choose_precision,
     environment,
     sha256_of,
+    write_atomically,
+    write_json,
 )
+
+METRICS = {"psnr_y": 3, "ssim_y": 4, "psnr_rgb": 3, "ssim_rgb": 4}  # with the digits in the table
+COLUMNS = ["data_set", "image", "milliseconds", *METRICS, *(f"input_{name}" for name in METRICS)]
+Means = dict[str, float | None]  # by metric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +62,6 @@ class EvalSettings:
     tile: str = setting("auto", "auto, off, or the side of exact tiles in pixels")
     page: bool = setting(True, "write index.html, every image with a before/after slider")
     figure: tuple[str, ...] | None = setting(None, "draw figure.png of images by name, or of three")
-    show_rain: bool = setting(False, "also write the rain removed from images, to rain/")
-    recursive: bool = setting(False, "own images: take subfolders, too; results keep them")
-    suffix: str = setting("", "own images: added to their names, such as _derained")
     format: str = setting("png", "own images: how they are saved", ("png", "jpg", "webp"))
     quality: int = setting(95, "of jpg and webp, 1 to 100")
     out: Path | None = setting(None, "the file for a single image or film, instead of a folder")
@@ -84,7 +82,7 @@ def evaluate(
     """Derain a test set, or own images and films (test_set None); write the results, then print.
 
     load: makes a network from a weights file. Writes a result per input under its name,
-    sources.json, results.csv, results.json and, if asked to, index.html, figure.png and rain/.
+    sources.json, results.csv, results.json and, if asked to, index.html and figure.png.
 
     Raises InputError for anything wrong with images, weights or settings. An unreadable image ends
     the run of a test set; of own images it is reported and skipped, and the error comes at the end.
@@ -96,51 +94,51 @@ def evaluate(
     weights = weights_file(settings.logdir)
     checksum = sha256_of(weights)  # now, because a training may replace the file meanwhile
     network = open_network(weights, device, precision, load)
+    derain = partial(derain_image, network, tile=tile, quantization=settings.quantize)
 
     inputs, label, folder = find_inputs(settings, test_set)
     names = result_names(settings, inputs)
-    check_figure(settings.figure, names)
-    results = [Result(name, item) for name, item in zip(names, inputs, strict=True)]
-    record_outputs(settings, folder, results)
+    figure.check_figure(settings.figure, names)
+    if not settings.out:
+        record_sources(folder, names, inputs)
+        if settings.figure is not None:
+            record_sources(folder, ["figure.png"], [folder / "figure.png"])
     note(f"{label}: {len(inputs)} files, weights {weights}, {device} {precision}")
 
-    done: list[Result] = []
-    scores: list[Future] = []
+    results: list[page.Item] = []
+    milliseconds: dict[str, float | None] = {}
     errors: list[str] = []
-    # While the network derains an image, another thread scores the one before, as it was saved.
-    with ThreadPoolExecutor(1) as pool, tqdm(results, unit="file") as bar:
-
-        def derain(rgb: np.ndarray) -> np.ndarray:
-            return derain_image(network, rgb, tile, settings.quantize)
-
-        for result in bar:
-            bar.set_postfix_str(result.name)
-            output = folder / result.name
+    with tqdm(inputs, unit="file") as bar:
+        for item, name in zip(bar, names, strict=True):
+            bar.set_postfix_str(name)
+            source, output = rainy_file(item), folder / name
             try:
-                if not (settings.skip_existing and is_newer(output, result.source, weights)):
-                    result.milliseconds = derain_file(settings, folder, result, derain)
+                if not (settings.skip_existing and is_newer(output, source, weights)):
+                    milliseconds[name] = derain_file(settings, item, output, derain)
+                result = measure(name, item, output)
             except (InputError, ValueError) as error:
-                text = str(error) if isinstance(error, InputError) else f"{result.source}: {error}"
+                text = str(error) if isinstance(error, InputError) else f"{source}: {error}"
                 if test_set:  # a mean over the other images would pass for the set's
                     raise InputError(text) from error
                 errors.append(text)
                 note(f"skipped: {text}")
-            else:
-                done.append(result)
-                scores.append(pool.submit(measure, result.item, output))
-    for result, future in zip(done, scores, strict=True):
-        result.scores = future.result()
+                continue
+            if not is_video(source):
+                results.append(result)
 
-    images = [result for result in done if not is_video(result.source)]
-    if images and not settings.out:
+    if results and not settings.out:
         about = {"weights": {"path": weights, "sha256": checksum}, "errors": errors}
         about |= {"settings": dataclasses.asdict(settings), "environment": environment(device)}
-        table = write_results(folder, label, test_set, images, about, settings.page)
+        about |= {"milliseconds": milliseconds}
+        table = write_results(folder, label, test_set, results, about)
+        if settings.page:
+            text = f"{len(results)} images. Protocol of scores: {PROTOCOL}."
+            page.write_page(folder, label, text, table, results, "rainy", "derained")
         if settings.figure is not None:
-            draw_figure(folder, images, settings.figure)
+            draw_figure(folder, results, settings.figure)
         if table:
-            print(f"{label}, {len(images)} pairs ({PROTOCOL})\n{table}")
-    print(f"{len(done)} results in {settings.out or folder}")
+            print(f"{label}, {len(results)} pairs ({PROTOCOL})\n{table}")
+    print(f"{len(inputs) - len(errors)} results in {settings.out or folder}")
     if errors:
         raise InputError(f"{len(errors)} of {len(inputs)} files failed; see the lines above")
 
@@ -151,52 +149,48 @@ def note(text: str) -> None:
 
 
 def derain_file(
-    settings: EvalSettings, folder: Path, result: Result, derain: Callable
+    settings: EvalSettings, item: Pair | Path, output: Path, derain: Callable
 ) -> float | None:
     """Derain an image or a film and write it; return the milliseconds that an image took.
 
     derain: (H, W, 3) uint8 or uint16 RGB -> the same.
     """
-    output = folder / result.name
-    if is_video(result.source):
+    source = rainy_file(item)
+    if is_video(source):
         film = (settings.codec, settings.crf, settings.start, settings.duration)
-        derain_video(result.source, output, derain, *film)
+        derain_video(source, output, derain, *film)
         return None
-    paired = isinstance(result.item, Pair)
-    rainy = DecodedImage(read_pair(result.item)[0]) if paired else read_image(result.source)
+    rainy = images.read_image(source)
     if rainy.frames > 1:
-        note(f"{result.source}: the first of {rainy.frames} frames or pages is taken")
+        note(f"{source}: the first of {rainy.frames} frames or pages is taken")
+    if isinstance(item, Pair):
+        rainy = images.DecodedImage(images.read_rgb(source))
     began = time.perf_counter()
-    derained = derain(network_input(rainy))
-    if not paired:  # a test set's images are scored as the network made them
-        derained = network_output(rainy, derained).rgb
+    derained = derain(images.network_input(rainy))
     milliseconds = round(1000 * (time.perf_counter() - began), 1)
-    write_image(output, dataclasses.replace(rainy, rgb=derained), settings.quality)
-    if settings.show_rain:
-        rain = DecodedImage(cv2.subtract(rainy.rgb, derained), grey=rainy.grey)  # clipped at 0
-        write_image(folder / "rain" / result.name, rain, settings.quality)
+    result = images.network_output(rainy, derained)
+    if isinstance(item, Pair):  # scores are of what the network made
+        result = images.DecodedImage(derained)
+    images.write_image(output, result, settings.quality)
     return milliseconds
 
 
-def measure(item: Pair | Path, output: Path) -> dict[str, float]:
-    """Return the scores of a saved image and of its rainy input; none without a clean image."""
+def measure(name: str, item: Pair | Path, output: Path) -> page.Item:
+    """Return a result; of a pair with the scores of the saved image and of the rainy one."""
+    files = {"rainy": rainy_file(item), "derained": output}
     if isinstance(item, Path):
-        return {}
+        return page.Item(name, files)
     rainy, clean = read_pair(item)
-    try:
-        scores = image_metrics(read_rgb(output), clean)
-        for metric, value in image_metrics(rainy, clean).items():
-            scores[f"input_{metric}"] = value
-    except ValueError as error:  # smaller than SSIM's window
-        raise InputError(f"{item.rainy}: {error}; remove the pair") from error
-    return scores
+    before, after = image_metrics(rainy, clean), image_metrics(images.read_rgb(output), clean)
+    scores = {"rainy": tuple(before.values()), "derained": tuple(after.values())}
+    return page.Item(name, files | {"clean": item.clean}, scores)
 
 
-def is_newer(output: Path, source: Path, weights: Path) -> bool:
-    """Tell whether a result is there and newer than its input and the weights."""
+def is_newer(output: Path, *inputs: Path) -> bool:
+    """Tell whether a result is there and newer than what it is made from."""
     if not output.exists():
         return False
-    return output.stat().st_mtime > max(source.stat().st_mtime, weights.stat().st_mtime)
+    return output.stat().st_mtime > max(path.stat().st_mtime for path in inputs)
 
 
 # ---------------------------------------------------------------- inputs, and names of results
@@ -204,16 +198,11 @@ def is_newer(output: Path, source: Path, weights: Path) -> bool:
 
 def check_settings(settings: EvalSettings, test_set: TestSet | None) -> None:
     """Raise InputError for settings that are out of range or don't go together."""
-    if not 1 <= settings.quality <= 100:
-        raise InputError(f"--quality {settings.quality}: must be from 1 to 100")
-    if test_set is None and settings.clean_dir:
-        raise InputError("--clean_dir: is for measuring; use a script such as test_Rain100H.py")
-    if settings.clean_dir and not settings.data_path:
-        raise InputError("--clean_dir: add --data_path, the folder of the rainy images")
-    if test_set and (settings.suffix or settings.out or settings.format != "png"):
-        raise InputError("--suffix, --format and --out: are for own images, in test_real.py")
-    if test_set and len(settings.data_path) > 1:
-        raise InputError(f"--data_path: {test_set.name} takes one folder of pairs")
+    if settings.clean_dir and not (test_set and settings.data_path):
+        raise InputError("--clean_dir: needs --data_path, and a script such as test_Rain100H.py")
+    if test_set and (settings.out or settings.format != "png" or len(settings.data_path) > 1):
+        only = "several paths in --data_path, --format and --out are for test_real.py"
+        raise InputError(f"{test_set.name} is one folder of pairs: {only}")
     if settings.out:
         if len(settings.data_path) != 1 or not settings.data_path[0].is_file():
             raise InputError("--out: takes a single file in --data_path; use --save_path for more")
@@ -227,109 +216,179 @@ def check_settings(settings: EvalSettings, test_set: TestSet | None) -> None:
 def find_inputs(
     settings: EvalSettings, test_set: TestSet | None
 ) -> tuple[list[Pair | Path], str, Path]:
-    """Return the inputs, what tables call them, and the folder for their results."""
+    """Return the inputs, what tables call them, and the folder for their results.
+
+    Tables give pairs the test set's name only if they are all of it, exactly.
+    """
     name, rain = (test_set.name, test_set.rain) if test_set else ("real", "heavy")
-    paths = settings.data_path
-    if not paths and Path("datasets/test", name).is_dir():
-        paths = (Path("datasets/test", name),)
-    elif not paths:
-        missing = f"datasets/test/{name} is missing (where to get it: datasets/README.md)"
-        note(f"{missing}: using synthetic {rain} rain, whose scores are not those of {name}")
-        paths = (stand_in(rain),)
+    paths = settings.data_path or (default_folder(name, rain),)
     inputs: list[Pair | Path] = []
     if test_set:
         inputs += find_pairs(paths[0], note, settings.clean_dir)
-        label = label_of(test_set, paths[0], inputs)
+        label = synthetic_label(rainy_file(inputs[0]).parent) or identify_pairs(inputs).label
+        if name not in label:
+            label += f", not {name}"
         if label != name:
             name = paths[0].resolve().name
-    folder = settings.save_path or Path("results", name)
-    if not test_set:
+    else:
         for path in paths:
-            inputs += own_files(path, settings.recursive, folder)
+            inputs += own_files(path)
         if not inputs:
             raise InputError(f"{paths[0]}: holds no image and no film")
         inputs = list(dict.fromkeys(inputs))
-        label = synthetic_label(inputs[0].parent) or "own images"
+        label = synthetic_label(rainy_file(inputs[0]).parent) or "own images"
+    folder = settings.save_path or Path("results", name)
     if settings.out:
         folder = settings.out.parent
     check_folder(folder)
     return inputs, label, folder
 
 
-def label_of(test_set: TestSet, folder: Path, pairs: Sequence[Pair]) -> str:
-    """Return what tables call pairs: the test set's name only if they are all of it, exactly."""
-    synthetic = synthetic_label(pairs[0].rainy.parent)
-    if synthetic:
-        return f"{synthetic}, not {test_set.name}"
-    found = identify_pairs(pairs)
-    if found.name == test_set.name:
-        return found.label
-    return f"{folder.resolve().name} ({found.label}), not {test_set.name}"
+def default_folder(name: str, rain: str) -> Path:
+    """Return the set's usual folder; if it is missing, a synthetic stand-in, and say so."""
+    folder = Path("datasets/test", name)
+    if folder.is_dir():
+        return folder
+    missing = f"{folder} is missing (where to get it: datasets/README.md)"
+    note(f"{missing}: using synthetic {rain} rain, whose scores are not those of {name}")
+    return stand_in(rain)
 
 
-def own_files(path: Path, recursive: bool, results: Path) -> list[Path]:
-    """Return the images and films at a path: a file, a folder, or a pattern such as *.jpg.
-
-    recursive: also those of its subfolders, but links, hidden ones and `results`.
-    """
-    files: list[Path] = []
-    if path.is_file():
-        return [path]
-    if not path.exists():
-        for match in sorted(path.parent.glob(path.name)):  # Windows leaves *.jpg as it is
-            if match != path:  # or a link to nothing
-                files += own_files(match, recursive, results)
-        if files:
-            return files
-    images = list_images(path)
-    children = sorted(child for child in path.iterdir() if child.name[0] != ".")
-    files += [child for child in children if is_video(child)]
-    files += images
-    if not recursive:
-        others = set(children).difference(files)
-        if others:
-            note(f"{path}: {len(others)} other files and folders are left out")
-        return files
-    for child in children:
-        if child.is_dir() and not child.is_symlink() and child.resolve() != results.resolve():
-            files += own_files(child, recursive, results)
+def own_files(path: Path) -> list[Path]:
+    """Return the images and films at a path: a file, a folder, or a pattern such as *.jpg."""
+    if not path.is_dir():
+        # Windows leaves patterns as they are.
+        matches = map(Path, sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207
+        return [match for match in matches if not match.is_dir()] or list_images(path)
+    children = {child for child in path.iterdir() if child.name[0] != "."}
+    files = sorted(filter(is_video, children)) + list_images(path)
+    others = children.difference(files)
+    if others:
+        note(f"{path}: {len(others)} other files and folders are left out")
     return files
 
 
 def result_names(settings: EvalSettings, inputs: Sequence[Pair | Path]) -> list[str]:
     """Return the names of the results: those of the inputs, with new suffixes.
 
-    If names repeat, and with --recursive, results keep their inputs' folders; if names repeat even
-    so, they keep the suffixes, too (a.jpg.png).
+    Inputs whose names repeat keep their folders and suffixes, too (monday/a.jpg.png).
     """
     if settings.out:
         return [settings.out.name]
     files = [Path(os.path.normpath(rainy_file(item).absolute())) for item in inputs]
-    stems = [file.stem for file in files]
-    if settings.recursive or len({stem.casefold() for stem in stems}) < len(stems):
-        folders = [path.absolute() for path in settings.data_path if path.is_dir()]
-        folders += [file.parent for file in files]
-        root = os.path.commonpath([os.path.normpath(folder) for folder in folders])
-        stems = [file.relative_to(root).with_suffix("").as_posix() for file in files]
-    counts = Counter(stem.casefold() for stem in stems)
+    shared = os.path.commonpath([file.parent for file in files])
+    counts = Counter(file.stem.casefold() for file in files)
     names = []
-    for stem, file in zip(stems, files, strict=True):
-        if counts[stem.casefold()] > 1:
-            stem += file.suffix
-        ending = f".{settings.format}"
+    for file in files:
+        name = file.stem
+        if counts[name.casefold()] > 1:
+            name = file.relative_to(shared).as_posix()
+        suffix = f".{settings.format}"
         if is_video(file):
-            ending = file.suffix if file.suffix.lower() in KEPT_CONTAINERS else ".mp4"
-        names.append(f"{stem}{settings.suffix}{ending}")
+            suffix = file.suffix if file.suffix.lower() in KEPT_CONTAINERS else ".mp4"
+        names.append(name + suffix)
     return names
 
 
-def record_outputs(settings: EvalSettings, folder: Path, results: Sequence[Result]) -> None:
-    """Record which files will be written for which inputs. Raises as record_sources does."""
-    if settings.out:
-        return
-    outputs = [(result.name, result.source) for result in results]
-    if settings.show_rain:
-        outputs += [(f"rain/{result.name}", result.source) for result in results]
-    if settings.figure is not None:
-        outputs.append(("figure.png", folder / "figure.png"))
-    record_sources(folder, outputs)
+def record_sources(folder: Path, names: Sequence[str], inputs: Sequence[Pair | Path]) -> None:
+    """Add to sources.json in the results' folder which input each file there comes from.
+
+    names: the files, in the inputs' order. Raises InputError if one would replace a file that
+    comes from another input, or that is no result.
+    """
+    record, sources = folder / "sources.json", dict[str, str]()
+    if record.exists():
+        sources = json.loads(record.read_text(encoding="utf-8"))
+    elif any(folder.glob("[!.]*")):
+        raise InputError(f"{folder}: holds other files than results; choose another --save_path")
+    for name, item in zip(names, inputs, strict=True):
+        source = os.path.realpath(rainy_file(item))
+        if (folder / name).exists():
+            sources.setdefault(name, "another program")
+        if sources.setdefault(name, source) != source:
+            what = f"would be the result of {sources[name]} and of {source}"
+            raise InputError(f"{folder / name}: {what}; choose another --save_path")
+    write_json(record, sources)
+
+
+# ---------------------------------------------------------------- tables and figure
+
+
+def write_results(
+    folder: Path, label: str, test_set: TestSet | None, results: Sequence[page.Item], about: dict
+) -> str:
+    """Write results.csv and results.json; return the table of means, empty for own images.
+
+    label: what tables call the images. about: for results.json, besides the scores.
+    """
+    rows = []
+    for result in results:
+        scores = [*result.scores.get("derained", ()), *result.scores.get("rainy", ())]
+        rows.append([label, result.name, about["milliseconds"].get(result.name), *scores])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS[: len(rows[0])], *rows])
+    write_atomically(folder / "results.csv", text.getvalue())
+
+    means, table = {}, ""
+    if test_set:
+        means = means_by_line(label, test_set, results)
+        table = as_text(means)
+        equal = sum(math.isinf(result.scores["derained"][0]) for result in results)
+        if equal:
+            table += f"\n{equal} images equal their clean ones; PSNR is the mean over the others"
+    about |= {"data_set": {"name": label, "images": len(rows)}, "protocol": PROTOCOL}
+    write_json(folder / "results.json", about | {"means": means})
+    return table
+
+
+def means_by_line(label: str, test_set: TestSet, results: Sequence[page.Item]) -> dict[str, Means]:
+    """Return mean scores: rainy input, this run, its unseen images, the authors' images.
+
+    Only the whole test set is compared with its authors' images.
+    """
+    before, after = mean(results, "rainy"), mean(results, "derained")
+    if label != test_set.name:
+        return {f"rainy input ({label})": before, f"this run ({label})": after}
+    lines = {"rainy input": before, "this run": after}
+    unseen = [results[number - 1] for number in test_set.unseen]
+    if unseen:
+        lines[f"this run, {len(unseen)} images RainTrainL lacks"] = mean(unseen, "derained")
+    if test_set.reference:
+        lines["authors' released images"] = dict(zip(METRICS, test_set.reference, strict=False))
+    return lines
+
+
+def mean(results: Sequence[page.Item], version: str) -> Means:
+    """Return the mean of each metric; infinite PSNR, of images equal to clean ones, is left out."""
+    means: Means = {}
+    for i, metric in enumerate(METRICS):
+        values = np.array([result.scores[version][i] for result in results])
+        finite = np.isfinite(values)
+        means[metric] = float(values[finite].mean() if finite.any() else values.mean())
+    return means
+
+
+def as_text(lines: Mapping[str, Means]) -> str:
+    """Return mean scores as a table for the terminal."""
+    width = max(map(len, lines))
+    text = " " * width + "".join(f"{metric.upper():>10}" for metric in METRICS)
+    for name, means in lines.items():
+        text += f"\n{name:<{width}}"
+        for metric, digits in METRICS.items():
+            value = means.get(metric)
+            text += f"{'-':>10}" if value is None else f"{value:>10.{digits}f}"
+    return text
+
+
+def draw_figure(folder: Path, results: Sequence[page.Item], names: Sequence[str]) -> None:
+    """Draw figure.png of the images named, or of those of largest, median and smallest gain."""
+    gains = {result.name: result.gain("rainy", "derained") for result in results}
+    chosen = figure.choose_images(gains, names)
+    scenes = {}
+    for result in results:
+        if result.name in chosen:
+            title = f"{result.name}, {gains[result.name]:+.2f} dB"
+            scenes[title] = {
+                version: images.read_rgb(file) for version, file in result.files.items()
+            }
+    figure.write_figure(folder / "figure.png", scenes)

@@ -37,13 +37,13 @@ oninput="this.parentNode.style.setProperty('--edge', this.value + '%')"></div>
 class Item:
     """An image of the page.
 
-    files: image files by version, such as rainy, derained or clean. scores: PSNR (dB) and SSIM of
-    the versions that have them.
+    files: image files by version, such as rainy, derained or clean. scores: PSNR (dB), SSIM and
+    perhaps others of the versions that have them.
     """
 
     name: str
     files: Mapping[str, Path]
-    scores: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    scores: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
 
     def gain(self, left: str, right: str) -> float:
         """Return by how many dB `right` is closer to the clean image; 0 if that is unknown."""
@@ -87,7 +87,7 @@ def figure(folder: Path, item: Item, left: str, right: str) -> str:
         images[version] = f'<img class="{kind}" src="{thumbnail(path)}" alt="{alt}">'
     pair = images.pop(left) + images.pop(right)
     texts = []
-    for version, (psnr, ssim) in item.scores.items():
+    for version, (psnr, ssim, *_) in item.scores.items():
         texts.append(f"{version} {psnr:.2f} dB / {ssim:.4f}")
     if item.scores:
         texts.append(f"gain {item.gain(left, right):+.2f} dB")
