@@ -37,9 +37,9 @@ RAIN: dict[str, tuple[Any, Any]] = {
     "threshold": (0, 1.06),  # is subtracted; what falls below 0 is no rain
     "cap": (185, 212),  # soft limit of a layer
     "directions": ((1.0,), (0.6, 0.3, 0.1)),  # probabilities of 1, 2, ... in one image
-    "real share": ((0.35, 0.08), (0.90, 0.12)),  # mean, deviation of rainy pixels in the real set
-    "real mean": ((5.9, 2.8), (50, 21)),  # mean, deviation of the layers' means in the real set
 }
+# Least and most share of rainy pixels, then mean, within a deviation of the real layers' mean
+TYPICAL = {"light": (0.27, 0.43, 3.1, 8.7), "heavy": (0.78, 1.02, 29, 71)}
 
 
 def rain_layer(height: int, width: int, kind: str, random: np.random.RandomState) -> np.ndarray:
@@ -87,11 +87,10 @@ def add_rain(clean: np.ndarray, layer: np.ndarray) -> np.ndarray:
 
 
 def is_typical(layer: np.ndarray, kind: str) -> bool:
-    """Return whether a layer's share of rain and mean are within a deviation of the real set's."""
-    share, share_deviation = RAIN["real share"][KINDS.index(kind)]
-    mean, deviation = RAIN["real mean"][KINDS.index(kind)]
-    rainy = np.round(layer) > 0
-    return abs(rainy.mean() - share) <= share_deviation and abs(layer.mean() - mean) <= deviation
+    """Return whether a layer's share of rain and mean are near those of the real set."""
+    least_share, most_share, least_mean, most_mean = TYPICAL[kind]
+    share = (np.round(layer) > 0).mean()
+    return least_share <= share <= most_share and least_mean <= layer.mean() <= most_mean
 
 
 def free_photographs(use: str) -> dict[str, np.ndarray]:
@@ -120,45 +119,39 @@ def write_set(
     photographs: each (H, W, 3) uint8 RGB. layers: for each. typical: take typical layers only. An
     earlier synthetic set is replaced. Raises InputError if the folder is anything else.
     """
-    out = out.resolve()
-    if out.exists() and not read_marker(out):
+    if out.exists() and not (out / SYNTHETIC_MARKER).exists():
         raise InputError(f"{out}: exists and is not a synthetic set; choose another folder")
     for path in (*out.glob("norain-*.png"), *out.glob("rainy/rain-*.png")):
         path.unlink()
     # The marker comes first, so that a set that was not completed can be replaced.
-    write_json(out / SYNTHETIC_MARKER, {"kind": kind, "seed": seed, "typical": typical})
+    write_json(out / SYNTHETIC_MARKER, {"kind": kind, "seed": seed})
     random, number = np.random.RandomState(seed % 2**32), 0
     for clean in tqdm(photographs, desc=f"{kind} rain", unit="photograph", disable=None):
-        height, width, _ = clean.shape
         for _ in range(layers):
-            layer = rain_layer(height, width, kind, random)
+            layer = rain_layer(*clean.shape[:2], kind, random)
             while typical and not is_typical(layer, kind):
-                layer = rain_layer(height, width, kind, random)
+                layer = rain_layer(*clean.shape[:2], kind, random)
             number += 1
-            rainy = DecodedImage(add_rain(clean, layer))
-            write_image(out / f"rainy/rain-{number:03d}.png", rainy)
+            write_image(out / f"rainy/rain-{number:03d}.png", DecodedImage(add_rain(clean, layer)))
             write_image(out / f"norain-{number:03d}.png", DecodedImage(clean))
     return number
 
 
-def read_marker(folder: Path) -> dict[str, Any]:
-    """Return what a synthetic set's marker says; nothing for any other folder."""
-    marker = folder / SYNTHETIC_MARKER
-    return json.loads(marker.read_text()) if marker.is_file() else {}
-
-
 def synthetic_label(folder: Path) -> str | None:
     """Return 'synthetic heavy rain' or the like of a synthetic set, or of a folder in it."""
-    marker = read_marker(folder) or read_marker(folder.resolve().parent)
-    return f"synthetic {marker['kind']} rain" if marker else None
+    for place in (folder, folder.resolve().parent):
+        marker = place / SYNTHETIC_MARKER
+        if marker.is_file():
+            return f"synthetic {json.loads(marker.read_text())['kind']} rain"
+    return None
 
 
 def stand_in(kind: str, root: Path = Path("datasets/test")) -> Path:
-    """Return the stand-in test set of a kind of rain, 12 pairs; make it if it is not there."""
-    out, settings = root / f"synthetic_{kind}", {"kind": kind, "seed": 0, "typical": True}
-    if read_marker(out) != settings or not (out / "norain-012.png").exists():
+    """Return the stand-in test set of a kind of rain, 12 pairs; make it if it is not complete."""
+    out = root / f"synthetic_{kind}"
+    if not (out / "norain-012.png").exists():
         photographs = [centre(image, 321, 481) for image in free_photographs("test").values()]
-        write_set(out, photographs, layers=3, **settings)
+        write_set(out, photographs, kind, layers=3, seed=0, typical=True)
     return out
 
 
