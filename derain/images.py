@@ -15,7 +15,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 from PIL.ExifTags import Base as Tag
 from scipy.ndimage import distance_transform_edt
 
@@ -157,15 +157,6 @@ def _jpeg_without_end(data: bytes) -> Image.Image:
     if has_parts or image.tobytes() != with_ones.tobytes():
         raise OSError("the image is cut off")
     return image
-
-
-def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Return an RGB image in sRGB; unchanged without a profile that fits."""
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile or b""))
-        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB")) or image
-    except (OSError, ImageCms.PyCMSError):
-        return image
 
 
 def _metadata(image: Image.Image, data: bytes) -> dict[str, Any]:

@@ -6,6 +6,7 @@ It is one file with small JPEGs in it, to be mailed or opened from a disk.
 import base64
 import dataclasses
 import html
+import io
 import itertools
 import math
 import os
@@ -14,11 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-import cv2
 import numpy as np
 from PIL import Image
 
-from derain.images import read_image, to_srgb
+from derain.images import read_image
 from utils import write_atomically
 
 LONGEST_SIDE = 480  # pixels of an image on the page
@@ -108,21 +108,13 @@ def figure(folder: Path, item: Item, left: str, right: str) -> str:
 
 
 def thumbnail(path: Path) -> str:
-    """Return an image file as a small sRGB JPEG, a data URI."""
+    """Return an image file as a small JPEG with its colour profile, a data URI."""
     image = read_image(path)
     rgb = image.rgb
     if rgb.dtype == np.uint16:
         rgb = (rgb >> 8).astype(np.uint8)
-    height, width, _ = rgb.shape
-    scale = LONGEST_SIDE / max(height, width)
-    if scale < 1:
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
-    rgb = np.asarray(to_srgb(Image.fromarray(rgb), image.metadata.get("icc_profile")))
-    return data_uri(rgb)
-
-
-def data_uri(rgb: np.ndarray) -> str:
-    """Return an image, (H, W, 3) uint8 RGB, as the data URI of a JPEG."""
-    _, data = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+    small = Image.fromarray(rgb)
+    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    jpeg = io.BytesIO()
+    small.save(jpeg, "JPEG", quality=82, icc_profile=image.metadata.get("icc_profile"))
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode()

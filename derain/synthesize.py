@@ -127,10 +127,11 @@ def write_set(
     write_json(out / SYNTHETIC_MARKER, {"kind": kind, "seed": seed})
     random, number = np.random.RandomState(seed % 2**32), 0
     for clean in tqdm(photographs, desc=f"{kind} rain", unit="photograph", disable=None):
+        height, width, _ = clean.shape
         for _ in range(layers):
-            layer = rain_layer(*clean.shape[:2], kind, random)
+            layer = rain_layer(height, width, kind, random)
             while typical and not is_typical(layer, kind):
-                layer = rain_layer(*clean.shape[:2], kind, random)
+                layer = rain_layer(height, width, kind, random)
             number += 1
             write_image(out / f"rainy/rain-{number:03d}.png", DecodedImage(add_rain(clean, layer)))
             write_image(out / f"norain-{number:03d}.png", DecodedImage(clean))

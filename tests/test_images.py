@@ -17,7 +17,7 @@ from conftest import scene
 from PIL import ExifTags, Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from derain import images, page
+from derain import images
 from derain.images import DecodedImage, read_image, read_rgb, write_image
 from utils import InputError
 
@@ -124,16 +124,6 @@ def test_frames_are_counted(tmp_path: Path, name: str) -> None:
     assert read_image(path).frames == (1 if name == "camera.jpg" else 3)
     with Image.open(path) as image:
         assert np.array_equal(read_rgb(path), np.asarray(image.convert("RGB")))
-
-
-def test_the_page_shows_colours_by_their_profile(tmp_path: Path) -> None:
-    """Here one whose red and green are exchanged."""
-    profile = bytearray(PROFILE)
-    red, green = profile.index(b"rXYZ"), profile.index(b"gXYZ")
-    profile[red : red + 4], profile[green : green + 4] = b"gXYZ", b"rXYZ"
-    image = np.full((16, 16, 3), (200, 0, 0), np.uint8)
-    write_image(tmp_path / "a.png", DecodedImage(image, metadata={"icc_profile": bytes(profile)}))
-    assert page.thumbnail(tmp_path / "a.png") == page.data_uri(image[..., [1, 0, 2]])
 
 
 # ---------------------------------------------------------------- TIFF, raw files and 16 bits

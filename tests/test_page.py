@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import json
 import os
 import re
@@ -15,8 +16,10 @@ import cv2
 import numpy as np
 import pytest
 from conftest import write
+from PIL import Image, ImageCms
 
 from derain import page
+from derain.images import DecodedImage, write_image
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -84,11 +87,15 @@ def test_largest_and_smallest_gains_come_first(tmp_path: Path, items: list[page.
     assert "266 of 300 images are shown" in text
 
 
-def test_large_images_become_small(tmp_path: Path) -> None:
-    file = write(tmp_path / "large.png", np.full((1000, 2000, 3), 60_000, np.uint16))
-    small = decoded(page.thumbnail(file))
-    assert small.shape == (240, 480, 3)
-    assert np.abs(small.mean() - 60_000 // 256) < 2
+def test_large_images_become_small_and_keep_their_colours(tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    rgb = np.full((1000, 2000, 3), 60_000, np.uint16)
+    write_image(tmp_path / "a.png", DecodedImage(rgb, metadata={"icc_profile": profile}))
+    uri = page.thumbnail(tmp_path / "a.png")
+    with Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) as small:
+        assert small.size == (480, 240)
+        assert small.info["icc_profile"] == profile
+    assert np.abs(decoded(uri).mean() - 60_000 // 256) < 2
 
 
 PROBE = """<html lang="en"><script>
