@@ -40,16 +40,11 @@ assert hasattr(networks, "PReNet")
     subprocess.run([sys.executable, "main.py"], check=True, cwd=tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("rain", "name"), [("any", "real"), ("heavy", "Rain100H"), ("light", "Rain100L")]
-)
-def test_hub_has_the_weights_for_each_rain(rain: str, name: str) -> None:
-    expected = load_network(ROOT / "logs" / name / "net_latest.pth").state_dict()
-    found = hubconf.dargnet(rain).state_dict()
-    assert all(torch.equal(value, expected[key]) for key, value in found.items())
-
-
-def test_hub_takes_a_file_and_rejects_nonsense(weights: Path) -> None:
+def test_hub_has_weights_for_each_rain_and_takes_a_file(weights: Path) -> None:
+    for rain, name in (("any", "real"), ("heavy", "Rain100H"), ("light", "Rain100L")):
+        expected = load_network(ROOT / "logs" / name / "net_latest.pth").state_dict()
+        found = hubconf.dargnet(rain).state_dict()
+        assert all(torch.equal(value, expected[key]) for key, value in found.items())
     assert len(hubconf.dargnet(weights=str(weights)).groups) == 1
     with pytest.raises(ValueError, match="light, heavy"):
         hubconf.dargnet(rain="snow")
@@ -68,6 +63,9 @@ def test_the_onnx_file_gives_the_same_images(
         monkeypatch.setattr(DualAttention, "forward", lambda self, x: x + self.spatial(x))
     out = tmp_path / "out" / "dargnet.onnx"
     export.export(export.Settings(logdir=weights, out=out))
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="differs"):
+        patch.setattr(export, "optimize", lambda network: DARGNet(4, 1).eval())  # not `weights`
+        export.export(export.Settings(logdir=weights, out=out))
     assert [path.name for path in out.parent.iterdir()] == [out.name]
     session = runtime.InferenceSession(str(out))
     network = load_network(weights)
@@ -80,22 +78,6 @@ def test_the_onnx_file_gives_the_same_images(
         assert (torch.from_numpy(found) - expected).abs().max() < 1e-4
 
 
-@pytest.mark.slow
-def test_a_wrong_onnx_file_is_not_kept(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Here the exporter gets another network than the one that is compared."""
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason="an extra requirement")
-    monkeypatch.setattr(export, "optimize", lambda network: DARGNet(4, 1).eval())
-    out = tmp_path / "out" / "dargnet.onnx"
-    out.parent.mkdir()
-    out.write_bytes(b"older")
-    with pytest.raises(InputError, match="differs"):
-        export.export(export.Settings(logdir=weights, out=out))
-    assert [path.read_bytes() for path in out.parent.iterdir()] == [b"older"]
-
-
 def test_safetensors_load_again(weights: Path, tmp_path: Path) -> None:
     pytest.importorskip("safetensors.torch", reason="an extra requirement")
     out = tmp_path / "net.safetensors"
@@ -105,18 +87,16 @@ def test_safetensors_load_again(weights: Path, tmp_path: Path) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("package", ["onnxruntime", "onnxscript", "safetensors.torch"])
-def test_a_missing_package_is_named(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [("net.onnx", "onnxruntime"), ("net.safetensors", "safetensors"), ("net.pt", "net.pt")],
+)
+def test_bad_exports(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, named: str
 ) -> None:
-    suffix = "safetensors" if package.startswith("safetensors") else "onnx"
-    monkeypatch.setitem(sys.modules, package, None)
-    out = tmp_path / f"net.{suffix}"
-    with pytest.raises(InputError, match=r"requirements-extra\.txt"):
-        export.export(export.Settings(logdir=weights, out=out))
-    assert not out.exists()
-
-
-def test_another_suffix_is_an_error(weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"net\.caffe"):
-        export.export(export.Settings(logdir=weights, out=tmp_path / "net.caffe"))
+    """A package is missing, or the suffix is unknown."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(InputError, match=named):
+        export.export(export.Settings(logdir=weights, out=tmp_path / name))
+    assert not (tmp_path / name).exists()
