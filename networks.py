@@ -248,8 +248,10 @@ def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Modul
         network.load_state_dict(state)
     except Exception as error:  # tensors are missing, unknown or of another shape
         raise ValueError(textwrap.shorten(f"{path}: other weights: {error}", 300)) from error
-    if not all(value.isfinite().all() for value in network.state_dict().values()):
-        raise ValueError(f"{path}: has weights that are not finite; take an earlier file")
+    for key, value in network.state_dict().items():
+        same_kind = state[key].is_floating_point() == value.is_floating_point()
+        if not same_kind or not value.isfinite().all():
+            raise ValueError(f"{path}: {key} must hold finite floating-point numbers")
     if tensors:
         print(f"{path}: {len(tensors)} tensors are left out, such as {next(iter(tensors))}")
     return network.eval()
@@ -266,6 +268,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
             return load_file(path)
         return flatten(torch.load(path, map_location="cpu", weights_only=True))
+    except ImportError as error:
+        raise ValueError(f"{path}: needs safetensors: pip install safetensors") from error
     except Exception as error:  # torch.load raises half a dozen types for a damaged or unsafe file
         with path.open("rb") as file:  # raises OSError if that is the reason
             start = file.read(24)

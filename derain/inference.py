@@ -194,8 +194,7 @@ def derain_image(
         crop = rgb[y : top + rows + overlap, x : left + columns + overlap]
         derained = to_image(derain(network, to_tensor(crop)))[top - y :, left - x :]
         if not np.isfinite(derained).all():
-            fix = "check the weights, or use --precision fp32"
-            raise ValueError(f"the network's output is not finite; {fix}")
+            raise ValueError("output is not finite: check the weights, or use --precision fp32")
         core = result[top : top + rows, left : left + columns]
         core[:] = quantize(derained[: len(core), : core.shape[1]], rgb.dtype, quantization)
     return result
