@@ -27,7 +27,6 @@ from derain.synthesize import SYNTHETIC_MARKER
 from utils import InputError, write_atomically
 
 FORMAT, VERSION = "DARGNet training pairs", 2
-GREY_LAYER_SHARE = 0.999  # of the pixels of a pair that must fit clean + one grey layer
 
 
 def prepare(folder: Path, strict: bool = False, clean_dir: Path | None = None) -> Path:
@@ -52,12 +51,12 @@ def prepare(folder: Path, strict: bool = False, clean_dir: Path | None = None) -
         for file in pair.rainy, pair.clean:
             name, status = Path(os.path.relpath(file, folder)).as_posix(), file.stat()
             files.append([name, status.st_size, status.st_mtime_ns])
-    sources, absolute = json.dumps(files), folder.resolve()
-    path = absolute.with_name(absolute.name + ending)
+    sources, place = json.dumps(files), folder.resolve()
+    path = place.with_name(place.name + ending)
     if not os.access(path.parent, os.W_OK):
-        place = hashlib.sha256(os.fsencode(absolute)).hexdigest()[:8]  # folders of one name differ
+        digest = hashlib.sha256(os.fsencode(place)).hexdigest()[:8]  # folders of one name differ
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        path = cache / "dargnet" / f"{absolute.name}-{place}{ending}"
+        path = cache / "dargnet" / f"{place.name}-{digest}{ending}"
     if path.exists() and is_current(path, sources):
         return path
     content = io.BytesIO()  # because HDF5 itself would crash on a full disk
@@ -100,7 +99,7 @@ def pack(file: h5py.File, pairs: Sequence[Pair], sources: str, title: str) -> No
     file.attrs["format"] = FORMAT  # last, because its presence means that the file is complete
 
 
-def has_grey_layer(rainy: np.ndarray, clean: np.ndarray, share: float = GREY_LAYER_SHARE) -> bool:
+def has_grey_layer(rainy: np.ndarray, clean: np.ndarray, share: float = 0.999) -> bool:
     """Return whether rainy = min(255, clean + a grey layer >= 0) in at least `share` of the pixels.
 
     Both (H, W, 3) uint8 RGB. The layer is the largest of the three channels' differences, because
@@ -137,11 +136,7 @@ class DerainDataset(Dataset):
     """
 
     def __init__(
-        self,
-        hdf5_path: Path,
-        patch_size: int = 100,
-        stride: int = 80,
-        flip: bool = False,
+        self, hdf5_path: Path, patch_size: int = 100, stride: int = 80, flip: bool = False
     ) -> None:
         self.path, self.patch_size = Path(hdf5_path), patch_size
         try:
@@ -155,24 +150,22 @@ class DerainDataset(Dataset):
             raise InputError(f"{self.path}: {problem}; delete it and start again") from error
         self.pairs = list(range(len(self._index)))
         self.check_size(patch_size)
-        self.grid: list[tuple[int, int, int, bool]] = []  # pair, top, left, mirrored
+        self.grid: list[tuple[int, int, int, int]] = []  # pair, top, left, -1 if mirrored else 1
         for pair in self.pairs:
             height, width, _ = self.whole_pair(pair)[0].shape
             for top in range(0, height - patch_size + 1, stride):
                 for left in range(0, width - patch_size + 1, stride):
-                    self.grid.append((pair, top, left, False))
+                    self.grid.append((pair, top, left, 1))
         if flip:
-            self.grid += [(pair, top, left, True) for pair, top, left, _ in self.grid]
+            self.grid += [(pair, top, left, -1) for pair, top, left, _ in self.grid]
 
     def check_size(self, size: int) -> None:
         """Raise InputError, naming the image, if one is smaller than a patch of `size` pixels."""
         for pair in self.pairs:
             height, width, _ = self.whole_pair(pair)[0].shape
             if min(height, width) < size:
-                problem = f"{self.names[pair]} is {width}x{height}, smaller than a patch of {size}"
-                raise InputError(
-                    f"{self.path}: {problem}; remove the pair, or train on smaller patches"
-                )
+                image = f"{self.path}: {self.names[pair]} is {width}x{height}"
+                raise InputError(f"{image}, smaller than a patch of {size}; train on smaller ones")
 
     def __len__(self) -> int:
         return len(self.grid)
@@ -185,17 +178,19 @@ class DerainDataset(Dataset):
         """Return items by number: rainy and clean, (N, 3, P, P) float32 RGB in [0, 1] each."""
         size, patches = self.patch_size, []
         for i in numbers:
-            pair, top, left, mirrored = self.grid[i]
+            pair, top, left, order = self.grid[i]
             patch = [image[top : top + size, left : left + size] for image in self.whole_pair(pair)]
-            if mirrored:
-                patch = [image[:, ::-1] for image in patch]
-            patches.append(patch)
+            patches.append([image[:, ::order] for image in patch])
         return to_tensors(patches)
 
     def whole_pair(self, pair: int) -> tuple[np.ndarray, np.ndarray]:
         """Return a pair's rainy and clean image, (H, W, 3) uint8 RGB, not to be written to."""
         rainy, clean = self._index[pair]
         return self._images[int(rainy)], self._images[int(clean)]
+
+    def grey_pairs(self) -> list[int]:
+        """Return the pairs whose rain is one grey layer added to the clean image."""
+        return [pair for pair in self.pairs if self._grey[pair]]
 
     def part(self, pairs: Sequence[int]) -> "DerainDataset":
         """Return a data set of some of the pairs."""
@@ -205,31 +200,27 @@ class DerainDataset(Dataset):
         part.grid = [patch for patch in self.grid if patch[0] in chosen]
         return part
 
-    def grey_pairs(self) -> list[int]:
-        """Return the pairs whose rain is one grey layer added to the clean image."""
-        return [pair for pair in self.pairs if self._grey[pair]]
-
-    def lines(self) -> dict[int, set[bytes]]:
-        """Return the digests of the lines of each pair's clean image."""
-        return {pair: line_digests(self.whole_pair(pair)[1]) for pair in self.pairs}
-
-    def held_out(self, count: int, seed: int) -> list[int]:
+    def held_out(self, count: int, seed: int) -> "DerainDataset":
         """Return at least `count` pairs, drawn by `seed`, with all others of their backgrounds."""
-        lines, chosen = self.lines(), set[int]()
+        lines, chosen = self._lines(), set[int]()
         for drawn in np.random.RandomState(seed % 2**32).permutation(self.pairs):
             if len(chosen) < count:
                 chosen.add(int(drawn))
                 chosen.update(pair for pair in lines if lines[pair] & lines[drawn])
-        return sorted(chosen)
+        return self.part(sorted(chosen))
 
-    def unshared_pairs(self, others: Sequence["DerainDataset"]) -> list[int]:
-        """Return the pairs whose backgrounds are in no other set. Raises InputError if none is."""
-        seen = set[bytes]().union(*(lines for data in others for lines in data.lines().values()))
-        unshared = [pair for pair, lines in self.lines().items() if seen.isdisjoint(lines)]
-        if not unshared:
+    def without_backgrounds_of(self, others: Sequence["DerainDataset"]) -> "DerainDataset":
+        """Leave out pairs with backgrounds of other sets. Raises InputError if none is left."""
+        seen = set[bytes]().union(*(lines for data in others for lines in data._lines().values()))
+        kept = [pair for pair, lines in self._lines().items() if seen.isdisjoint(lines)]
+        if not kept:
             problem = "every pair has a background that is in validation"
             raise InputError(f"{self.path}: {problem}; validate on other or fewer pairs")
-        return unshared
+        return self.part(kept)
+
+    def _lines(self) -> dict[int, set[bytes]]:
+        """Return the digests of the lines of each pair's clean image."""
+        return {pair: line_digests(self.whole_pair(pair)[1]) for pair in self.pairs}
 
 
 def to_tensors(patches: Sequence[Sequence[np.ndarray]]) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from utils import InputError
 TURN, SCALE = 15.0, 1.25  # largest turn in degrees and largest scale of a varied layer
 MOST_CLIPPED = 0.1  # largest share of a crop's pixels that are white, where its layer is unknown
 
+Random = np.random.RandomState
 Images = tuple[np.ndarray, np.ndarray]  # rainy and clean, (H, W, 3) uint8 RGB
 Stage = tuple[int, int, float]  # side in pixels, crops per step, share of the run
 
@@ -61,21 +62,19 @@ class RandomCrops:
         """
         ends = np.cumsum([share for *_, share in self.stages])
         size, count, _ = self.stages[int((progress >= ends / ends[-1]).sum())]
-        random = np.random.RandomState([self.seed % 2**32, step])
+        random = Random([self.seed % 2**32, step])
         return to_tensors([self._crop(random, size) for _ in range(count)])
 
-    def _crop(self, random: np.random.RandomState, size: int) -> Images:
+    def _crop(self, random: Random, size: int) -> Images:
         pair = self._draw(random, self._pairs, self.shares)
         rainy, clean = crop_at_random(random, pair, size, self.augment)
         if random.rand() < self.recombine:
-            return self._recombined(np.random.RandomState(random.randint(2**31)), clean)
+            return self._recombined(Random(random.randint(2**31)), clean)
         if self.without_rain and random.rand() < self.without_rain:
             return clean, clean
         return rainy, clean
 
-    def _draw(
-        self, random: np.random.RandomState, pairs: list[list[int]], shares: Sequence[float]
-    ) -> Images:
+    def _draw(self, random: Random, pairs: list[list[int]], shares: Sequence[float]) -> Images:
         """Draw a set by the shares, and one of its pairs."""
         index = 0
         if len(shares) > 1:  # a single set costs no random number
@@ -83,7 +82,7 @@ class RandomCrops:
             index = int(np.searchsorted(ends, random.rand(), side="right"))
         return self.sets[index].whole_pair(pairs[index][random.randint(len(pairs[index]))])
 
-    def _recombined(self, random: np.random.RandomState, clean: np.ndarray) -> Images:
+    def _recombined(self, random: Random, clean: np.ndarray) -> Images:
         """Return a clean crop, perhaps recoloured, with and without the rain of another pair."""
         layer = self._layer(random, len(clean)) * random.uniform(0.8, 1.2)
         if self.recolour and random.rand() < self.recolour:
@@ -91,7 +90,7 @@ class RandomCrops:
         rainy = np.minimum(255, clean + np.round(layer).astype(np.int16)[..., None])
         return rainy.astype(np.uint8), clean
 
-    def _layer(self, random: np.random.RandomState, size: int) -> np.ndarray:
+    def _layer(self, random: Random, size: int) -> np.ndarray:
         """Return the rain of a random crop: (size, size) grey levels to add.
 
         Where all channels are clipped to white, the difference of a pair is only the least that its
@@ -114,7 +113,7 @@ class RandomCrops:
         return turned_and_scaled(random, layer, size) if varied else layer
 
 
-def crop_at_random(random: np.random.RandomState, pair: Images, size: int, mirror: bool) -> Images:
+def crop_at_random(random: Random, pair: Images, size: int, mirror: bool) -> Images:
     """Cut the same random square out of both images; `mirror` flips it at random."""
     height, width, _ = pair[0].shape
     top, left = random.randint(height - size + 1), random.randint(width - size + 1)
@@ -127,7 +126,7 @@ def crop_at_random(random: np.random.RandomState, pair: Images, size: int, mirro
     return rainy, clean
 
 
-def turned_and_scaled(random: np.random.RandomState, layer: np.ndarray, size: int) -> np.ndarray:
+def turned_and_scaled(random: Random, layer: np.ndarray, size: int) -> np.ndarray:
     """Return the middle (size, size) of a larger layer, turned and scaled at random."""
     centre = (len(layer) - 1) / 2
     scale = math.exp(random.uniform(-math.log(SCALE), math.log(SCALE)))
@@ -138,7 +137,7 @@ def turned_and_scaled(random: np.random.RandomState, layer: np.ndarray, size: in
     return np.maximum(turned, 0)
 
 
-def recoloured(random: np.random.RandomState, clean: np.ndarray) -> np.ndarray:
+def recoloured(random: Random, clean: np.ndarray) -> np.ndarray:
     """Return a clean crop, (H, W, 3) uint8, with permuted channels, other saturation and gamma."""
     image = clean[..., random.permutation(3)].astype(np.float32) / 255
     grey = image.mean(axis=2, keepdims=True)

@@ -10,6 +10,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 from torch import nn
+from torch.optim import Optimizer
 
 from derain.distributed import IS_MAIN
 from utils import InputError, plain, save_torch, write_atomically
@@ -18,7 +19,7 @@ FREE = ("recipe", "save_path", "device", "validate_every")  # may change when a 
 
 
 def resume(
-    folder: Path, settings: dict[str, Any], network: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path, settings: dict[str, Any], network: nn.Module, optimizer: Optimizer
 ) -> tuple[int, float]:
     """Continue the folder's training state, if there is one; return its step and minutes.
 
@@ -71,9 +72,10 @@ class RunFolder:
     def log(self, line: dict[str, Any]) -> None:
         """Add a line to log.jsonl, and its numbers to TensorBoard if it has a step."""
         if IS_MAIN:
-            path = self.folder / "log.jsonl"
-            lines = path.read_text(encoding="utf-8") if path.exists() else ""
-            write_atomically(path, lines + json.dumps(plain(line)) + "\n")
+            path, lines = self.folder / "log.jsonl", b""
+            if path.exists():
+                lines = path.read_bytes()
+            write_atomically(path, lines + json.dumps(plain(line)).encode() + b"\n")
             if "step" in line:
                 self._write_scalars(line, line["step"])
                 self.events.flush()
@@ -88,12 +90,7 @@ class RunFolder:
                 self.events.write_event(Event(step=step, wall_time=time.time(), summary=summary))
 
     def save(
-        self,
-        network: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        step: int,
-        minutes: float,
-        epochs: float,
+        self, network: nn.Module, optimizer: Optimizer, step: int, minutes: float, epochs: float
     ) -> None:
         """Write net_latest.pth, after a whole number of epochs net_epochN.pth, and last the state.
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from derain import distributed
@@ -32,7 +33,8 @@ from SSIM import psnr_y, ssim_y
 from utils import InputError, choose_precision, environment
 
 Loss = Callable[[Tensor, Tensor], dict[str, Tensor]]  # derained, clean -> named parts of the loss
-BatchOf = Callable[[int, float], tuple[Tensor, Tensor]]  # step, share of the run -> rainy, clean
+Batch = tuple[Tensor, Tensor]  # rainy and clean, (N, 3, P, P) in [0, 1]
+BatchOf = Callable[[int, float], Batch]  # step, share of the run -> its batch
 SAVE_SECONDS = 300  # between training states, in addition to each epoch's end
 VARIATIONS = ("augment", "recombine", "vary_rain", "recolour", "without_rain")  # of random crops
 NOT_ZERO = ("channels", "groups", "epochs", "minutes", "max_steps")
@@ -126,8 +128,7 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
     last_step, last_minute = settings.max_steps or math.inf, settings.minutes or math.inf
     if not settings.minutes:
         last_step = min(last_step, settings.epochs * steps_per_epoch)
-    network = initialised(settings, network).to(device, memory_format=torch.channels_last).train()
-    optimizer = make_optimizer(settings, network)
+    network, optimizer = prepared(settings, network, device)
     parallel = DistributedDataParallel(network) if distributed.WORLD_SIZE > 1 else network
 
     by_name = dataclasses.asdict(settings)
@@ -141,11 +142,10 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
         began = saved = time.monotonic()
         while progress < 1:
             epoch = progress * settings.epochs if settings.minutes else step / steps_per_epoch
-            factor = learning_rate_factor(settings, step, epoch, progress)
+            factor = lr_factor(settings, step, epoch, progress)
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
-            batch = batch_of(step, progress)
-            losses = take_step(parallel, optimizer, loss, batch, precision, device)
+            losses = take_step(parallel, optimizer, loss, batch_of(step, progress), precision)
             step += 1
             minutes = first_minute + (time.monotonic() - began) / 60
             minutes, stop = distributed.means([minutes, interrupted()], device)
@@ -178,9 +178,7 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
     distributed.say(f"{settings.save_path / 'net_latest.pth'}: trained for {step} steps")
 
 
-def learning_rate_factor(
-    settings: TrainSettings, step: int, epoch: float, progress: float
-) -> float:
+def lr_factor(settings: TrainSettings, step: int, epoch: float, progress: float) -> float:
     """Return the share of the highest learning rate at a step, an epoch and a share of the run."""
     if settings.schedule == "multistep":
         return 0.2 ** sum(epoch >= milestone for milestone in settings.milestones)
@@ -191,14 +189,10 @@ def learning_rate_factor(
 
 
 def take_step(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loss: Loss,
-    batch: tuple[Tensor, Tensor],
-    precision: str,
-    device: torch.device,
+    network: nn.Module, optimizer: Optimizer, loss: Loss, batch: Batch, precision: str
 ) -> dict[str, float]:
     """Take a step on this process's share of a batch, and return the parts of the whole loss."""
+    device = next(network.parameters()).device
     rainy, clean, weight = distributed.share_of(*batch)
     rainy, clean = rainy.to(device), clean.to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -251,13 +245,13 @@ def load_sets(settings: TrainSettings) -> tuple[list[DerainDataset], list[Derain
     validation_sets = [read(Path(path)) for path in settings.validation_path]
     if settings.validation:
         for data in sets:
-            validation_sets.append(data.part(data.held_out(settings.validation, settings.seed)))
+            validation_sets.append(data.held_out(settings.validation, settings.seed))
     names = [data.path.stem for data in validation_sets]
     if len(set(names)) < len(names):
         raise InputError(f"validation folders have one name ({', '.join(names)}); rename one")
     if validation_sets:
         for i, data in enumerate(sets):
-            sets[i] = data.part(data.unshared_pairs(validation_sets))
+            sets[i] = data.without_backgrounds_of(validation_sets)
             count = f"{len(sets[i].pairs)} of {len(data.pairs)} pairs"
             distributed.say(f"{data.path.stem}: {count} have no background of the validation pairs")
     return sets, validation_sets
@@ -274,7 +268,7 @@ def order_of_batches(settings: TrainSettings, sets: Sequence[DerainDataset]) -> 
     data, size = sets[0], settings.batch_size
     steps_per_epoch = math.ceil(len(data) / size)
 
-    def published_order(step: int, _progress: float) -> tuple[Tensor, Tensor]:
+    def published_order(step: int, _progress: float) -> Batch:
         epoch, i = divmod(step, steps_per_epoch)
         order = np.random.RandomState([settings.seed % 2**32, epoch]).permutation(len(data))
         return data.batch(order[i * size : (i + 1) * size])
@@ -282,21 +276,20 @@ def order_of_batches(settings: TrainSettings, sets: Sequence[DerainDataset]) -> 
     return steps_per_epoch, published_order
 
 
-def initialised(settings: TrainSettings, network: nn.Module) -> nn.Module:
-    """Return the network with its initial weights."""
+def prepared(
+    settings: TrainSettings, network: nn.Module, device: torch.device
+) -> tuple[nn.Module, Optimizer]:
+    """Return the network with its initial weights on the device, and its optimizer."""
     if settings.init is not None:
-        return load_weights(settings.init, lambda path: load_network(path, network))
-    if settings.start == "identity" and hasattr(network, "start_as_identity"):
+        network = load_weights(settings.init, lambda path: load_network(path, network))
+    elif settings.start == "identity" and hasattr(network, "start_as_identity"):
         network.start_as_identity()
-    return network
-
-
-def make_optimizer(settings: TrainSettings, network: nn.Module) -> torch.optim.Optimizer:
-    """Return Muon for the inner kernels and Adam for the rest, or Adam alone."""
+    network = network.to(device, memory_format=torch.channels_last).train()
     if settings.optimizer == "muon":
-        return Muon(network, settings.muon_lr, settings.lr, weight_decay=settings.weight_decay)
+        muon = Muon(network, settings.muon_lr, settings.lr, weight_decay=settings.weight_decay)
+        return network, muon
     groups = [{"params": network.parameters(), "initial_lr": settings.lr}]
-    return torch.optim.Adam(groups, settings.lr)
+    return network, torch.optim.Adam(groups, settings.lr)
 
 
 def validate(
@@ -307,8 +300,7 @@ def validate(
     scores = {}
     for data in sets:
         results = []
-        for pair in data.pairs:
-            rainy, clean = data.whole_pair(pair)
+        for rainy, clean in map(data.whole_pair, data.pairs):
             derained = derain_image(network, rainy)
             results.append((psnr_y(derained, clean), ssim_y(derained, clean)))
         scores[data.path.stem] = np.mean(results, axis=0).tolist()

@@ -144,9 +144,7 @@ def inline(
     return run
 
 
-def start(
-    script: str, folder: Path, *flags: str, processes: int = 1, restarts: int = 0
-) -> subprocess.Popen:
+def start(script: str, folder: Path, *flags: str, processes: int = 1) -> subprocess.Popen:
     """Start a train script on folder/pairs, or torchrun with it, in its own process group.
 
     Its run is in folder/run, its output in folder/output.txt.
@@ -154,8 +152,7 @@ def start(
     command = [sys.executable, "-u"]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc_per_node={processes}", f"--max-restarts={restarts}"]
-        command += ["--monitor-interval=0.5"]
+        command += [f"--nproc_per_node={processes}", "--monitor-interval=0.5"]
     command += [str(ROOT / script), "--data_path", "pairs", "--save_path", "run"]
     command += ["--patch_size", "32", "--device", "cpu", *flags]
     how = {"cwd": folder, "env": os.environ | ENVIRONMENT, "start_new_session": True}

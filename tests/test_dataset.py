@@ -189,13 +189,13 @@ def test_pairs_are_held_out_by_whole_backgrounds(tmp_path: Path) -> None:
         write(tmp_path / f"set/rain-{number}.png", cv2.add(clean, number))
     data = DerainDataset(prepare(tmp_path / "set"), 32, 32)
     held_out = data.held_out(8, seed=3)
-    assert len(held_out) == 12  # at least 8, of whole backgrounds
-    assert {pair // 6 for pair in held_out} == {held_out[0] // 6, held_out[-1] // 6}
-    assert any(data.held_out(8, seed=seed) != held_out for seed in range(10))
-    training = data.unshared_pairs([data.part(held_out)])
-    assert sorted(training + held_out) == list(range(30))
+    assert len(held_out.pairs) == 12  # at least 8, of whole backgrounds
+    assert len({pair // 6 for pair in held_out.pairs}) == 2
+    assert any(data.held_out(8, seed).pairs != held_out.pairs for seed in range(10))
+    training = data.without_backgrounds_of([held_out])
+    assert sorted(training.pairs + held_out.pairs) == list(range(30))
     with pytest.raises(InputError, match=r"set\.h5.*every pair"):
-        data.unshared_pairs([data.part(data.held_out(30, seed=0))])
+        data.without_backgrounds_of([data.held_out(30, seed=0)])
 
 
 def test_a_background_is_found_in_another_set(folder: Path, tmp_path: Path) -> None:
@@ -204,4 +204,4 @@ def test_a_background_is_found_in_another_set(folder: Path, tmp_path: Path) -> N
     write(tmp_path / "other/norain-1.png", clean)
     write(tmp_path / "other/rain-1.png", cv2.add(clean, 30))
     data, other = (DerainDataset(prepare(path), 32, 16) for path in (folder, tmp_path / "other"))
-    assert data.unshared_pairs([other]) == [0, 2, 3]
+    assert data.without_backgrounds_of([other]).pairs == [0, 2, 3]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -25,7 +26,7 @@ from derain.cli import parse_settings
 from derain.inference import derain_image, open_network
 from derain.optim import Muon
 from derain.pairs import find_pairs, read_pair
-from derain.train import RECIPES, Loss, TrainSettings, learning_rate_factor, train
+from derain.train import RECIPES, Loss, TrainSettings, lr_factor, train
 from DerainDataset import DerainDataset, prepare
 from networks import DARGNet, load_network
 from SSIM import SSIM, psnr_y, ssim_y
@@ -41,40 +42,21 @@ TINY += ("--device", "cpu", "--max_steps", "3")
 @pytest.fixture
 def settings(tmp_path: Path) -> TrainSettings:
     """A short training of a small network: 18 patches of 2 pairs, 9 steps an epoch."""
-    return TrainSettings(
-        data_path=(str(write_pairs(tmp_path / "pairs", 2)),),
-        save_path=tmp_path / "run",
-        patch_size=32,
-        stride=16,
-        batch_size=2,
-        device="cpu",
-        groups=1,
-        max_steps=4,
-    )
-
-
-@pytest.fixture(params=["paper", "mixture"])
-def either(
-    request: pytest.FixtureRequest, settings: TrainSettings, tmp_path: Path
-) -> TrainSettings:
-    """The paper's recipe, or the best one on two folders with everything random it can have."""
-    if request.param == "paper":
-        return settings
-    others = write_pairs(tmp_path / "others", 2, first=5)
-    folders = (*settings.data_path, f"{others}=0.5")
-    return dataclasses.replace(settings, **MIXTURE, data_path=folders)
+    folders = (str(write_pairs(tmp_path / "pairs", 2)),)
+    small = {"patch_size": 32, "stride": 16, "batch_size": 2, "groups": 1, "max_steps": 4}
+    return TrainSettings(data_path=folders, save_path=tmp_path / "run", device="cpu", **small)
 
 
 def run(
     settings: TrainSettings,
     loss: Loss = published_loss,
-    network: nn.Module | None = None,
+    build: Callable[[], nn.Module] = lambda: DARGNet(groups=1),
     **changes: object,
 ) -> dict[str, Tensor]:
     """Train as the scripts do, with some settings changed, and return net_latest.pth."""
     settings = dataclasses.replace(settings, **changes)
     set_seed(settings.seed)
-    train(settings, network or DARGNet(settings.channels, settings.groups), loss)
+    train(settings, build(), loss)
     return torch.load(settings.save_path / "net_latest.pth", weights_only=True)
 
 
@@ -92,16 +74,18 @@ def state(folder: Path) -> dict:
     return torch.load(folder / "state_latest.pth", weights_only=True)
 
 
-def signalling(step: int, name: str = "SIGINT", loss: Loss = published_loss) -> Loss:
-    """Return a loss that sends this process a signal in a step, counted from 0."""
+def interrupting(step: int, name: str = "SIGINT", loss: Loss = published_loss) -> Loss:
+    """Return a loss that sends this process a signal, or crashes, in a step counted from 0."""
     steps = itertools.count()
 
-    def signalling_loss(derained: Tensor, clean: Tensor) -> dict[str, Tensor]:
+    def interrupting_loss(derained: Tensor, clean: Tensor) -> dict[str, Tensor]:
         if next(steps) == step:
+            if name == "crash":
+                raise RuntimeError
             os.kill(os.getpid(), getattr(signal, name))
         return loss(derained, clean)
 
-    return signalling_loss
+    return interrupting_loss
 
 
 # ---------------------------------------------------------------- the steps
@@ -157,11 +141,7 @@ def test_the_best_recipe_in_a_plain_loop(settings: TrainSettings) -> None:
             left_right, upside_down = random.randint(2, size=2)
             random.rand()  # would choose another pair's rain
             crops = [image[top : top + size, left : left + size] for image in pair]
-            if left_right:
-                crops = [crop[:, ::-1] for crop in crops]
-            if upside_down:
-                crops = [crop[::-1] for crop in crops]
-            patches.append(crops)
+            patches.append([crop[:: (-1) ** upside_down, :: (-1) ** left_right] for crop in crops])
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * min(1, (step + 1) / 4) * (1 - step / 12)
         step_of(network, optimizer, patches)
@@ -182,50 +162,37 @@ def test_recipes(script: ModuleType) -> None:
     assert dataclasses.asdict(own) == paper | changed
 
 
-def test_learning_rates() -> None:
-    settings = TrainSettings(warmup=10)
-    for epoch, expected in ((0, 1), (39.9, 1), (40, 0.2), (60, 0.04), (99, 0.008)):
-        assert learning_rate_factor(settings, 7, epoch, epoch / 100) == pytest.approx(expected)
-    for schedule, quarter in (("linear", 0.75), ("cosine", 0.5 + math.sqrt(0.5) / 2)):
-        settings = dataclasses.replace(settings, schedule=schedule)
-        assert learning_rate_factor(settings, 0, 0, 0) == pytest.approx(0.1)  # first of ten steps
-        for progress, expected in ((0.25, quarter), (0.5, 0.5), (1, 0)):
-            assert learning_rate_factor(settings, 99, 0, progress) == pytest.approx(expected)
+def test_the_cosine_schedule() -> None:
+    settings = TrainSettings(schedule="cosine", warmup=10)
+    quarter = 0.5 + math.sqrt(0.5) / 2
+    for step, progress, factor in ((0, 0, 0.1), (9, 0, 1), (99, 0.25, quarter), (99, 1, 0)):
+        assert lr_factor(settings, step, 0, progress) == pytest.approx(factor)
 
 
 # ---------------------------------------------------------------- resuming
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
-def test_an_interrupted_run_resumes_bit_for_bit(either: TrainSettings, name: str) -> None:
-    whole = run(either, max_steps=22, save_path=either.save_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        run(either, signalling(10, name), max_steps=22)
-    assert state(either.save_path)["step"] == 11
-    assert same(run(either, max_steps=22), whole)
-    assert same(run(either, max_steps=22, recipe="", validate_every=3), whole)  # nothing is left
-    with pytest.raises(InputError, match=r"lr 0\.001 -> 0\.01.*seed 0 -> 7"):
-        run(either, max_steps=22, lr=0.01, seed=7)
-    assert state(either.save_path)["step"] == 22
-    assert not same(run(either, max_steps=22, seed=7, save_path=either.save_path / "other"), whole)
-
-
-def test_a_crashed_run_resumes_bit_for_bit(
-    either: TrainSettings, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("recipe", ["paper", "mixture"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "crash"])
+def test_an_interrupted_run_resumes_bit_for_bit(
+    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch, recipe: str, name: str
 ) -> None:
-    """Nothing is saved when it ends; the state of a step before remains."""
-    whole = run(either, max_steps=12, save_path=either.save_path / "whole")
-    monkeypatch.setattr("derain.train.SAVE_SECONDS", 0)
-    steps = itertools.count()
-
-    def crashing(derained: Tensor, clean: Tensor) -> dict[str, Tensor]:
-        assert next(steps) < 8, "crash"
-        return published_loss(derained, clean)
-
-    with pytest.raises(AssertionError, match="crash"):
-        run(either, crashing, max_steps=12)
-    assert state(either.save_path)["step"] == 8
-    assert same(run(either, max_steps=12), whole)
+    """After a crash, when nothing can be saved, from the last state before it."""
+    folder, options = settings.save_path, {"max_steps": 22}
+    if recipe == "mixture":
+        others = write_pairs(folder.parent / "others", 2, first=5)
+        options |= MIXTURE | {"data_path": (*settings.data_path, f"{others}=0.5")}
+    whole = run(settings, save_path=folder / "whole", **options)
+    monkeypatch.setattr("derain.train.SAVE_SECONDS", 0 if name == "crash" else 300)
+    with pytest.raises((KeyboardInterrupt, RuntimeError)):
+        run(settings, interrupting(10, name), **options)
+    assert state(folder)["step"] == (10 if name == "crash" else 11)
+    assert same(run(settings, **options), whole)
+    assert same(run(settings, **options | {"recipe": "", "validate_every": 3}), whole)
+    with pytest.raises(InputError, match=r"lr 0\.001 -> 0\.01.*seed 0 -> 7"):
+        run(settings, **options, lr=0.01, seed=7)
+    assert state(folder)["step"] == 22
+    assert not same(run(settings, **options, seed=7, save_path=folder / "other"), whole)
 
 
 def test_tensorboard_shows_each_step_once(settings: TrainSettings) -> None:
@@ -251,7 +218,7 @@ def test_minutes(settings: TrainSettings) -> None:
         return published_loss(derained, clean)
 
     with pytest.raises(KeyboardInterrupt):
-        run(settings, signalling(6, loss=slow), **options)
+        run(settings, interrupting(6, loss=slow), **options)
     used = state(settings.save_path)["minutes"]
     assert 0.01 < used < 0.03
     run(settings, slow, **options)
@@ -276,11 +243,12 @@ def marked_pairs(folder: Path, *numbers: int) -> str:
 def test_validation(settings: TrainSettings, tmp_path: Path, how: str) -> None:
     """Scores of each folder and their mean, on backgrounds that training sees in no folder."""
     folders = [marked_pairs(tmp_path / "a", 1, 2, 3), marked_pairs(tmp_path / "b", 1, 2, 3, 4)]
-    value, names = 1, {"a", "b"}
-    held_out = {1 + DerainDataset(prepare(Path(f)), 32).held_out(1, 0)[0] for f in folders}
-    if how == "validation_path":
-        value = marked_pairs(tmp_path / "c", 2), marked_pairs(tmp_path / "d", 3, 7)
-        held_out, names = {2, 3}, {"c", "d"}
+    value = marked_pairs(tmp_path / "c", 2), marked_pairs(tmp_path / "d", 3, 7)
+    held_out, names = {2, 3}, ("c", "d")
+    if how == "validation":
+        value, names = 1, ("a", "b")
+        sets = [DerainDataset(prepare(Path(folder)), 32) for folder in folders]
+        held_out = {data.held_out(1, seed=0).pairs[0] + 1 for data in sets}
     seen = set()
 
     def loss(derained: Tensor, clean: Tensor) -> dict[str, Tensor]:
@@ -292,30 +260,21 @@ def test_validation(settings: TrainSettings, tmp_path: Path, how: str) -> None:
     assert seen == {1, 2, 3, 4} - held_out
     lines = log(settings.save_path, "validation")
     assert [line["step"] for line in lines] == [30, 40]
-    scores = lines[-1]["validation"]
-    mean = np.mean([scores[name]["psnr_y"] for name in names])
-    assert scores["mean"]["psnr_y"] == pytest.approx(mean)
+    first, second, mean = (lines[-1]["validation"][name] for name in (*names, "mean"))
+    assert mean["psnr_y"] == pytest.approx((first["psnr_y"] + second["psnr_y"]) / 2)
     if how == "validation_path":
-        network = load_network(settings.save_path / "net_latest.pth")
-        images = [read_pair(pair) for pair in find_pairs(tmp_path / "d")]
-        results = [(derain_image(network, rainy), clean) for rainy, clean in images]
-        assert scores["d"]["psnr_y"] == pytest.approx(np.mean([psnr_y(*r) for r in results]), 1e-4)
-        assert scores["d"]["ssim_y"] == pytest.approx(np.mean([ssim_y(*r) for r in results]), 1e-4)
+        rainy, clean = read_pair(*find_pairs(tmp_path / "c"))
+        derained = derain_image(load_network(settings.save_path / "net_latest.pth"), rainy)
+        assert first["psnr_y"] == pytest.approx(psnr_y(derained, clean), 1e-4)
+        assert first["ssim_y"] == pytest.approx(ssim_y(derained, clean), 1e-4)
 
 
 # ---------------------------------------------------------------- own networks and losses
 
 
-class OwnNetwork(nn.Module):
-    """A network of a user's own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU())
-        self.last = nn.Conv2d(32, 3, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x - self.last(self.layers(x))
+def own_network() -> nn.Module:
+    layers = nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.Conv2d(32, 3, 3, padding=1)
+    return nn.Sequential(*layers)
 
 
 def own_loss(derained: Tensor, clean: Tensor) -> dict[str, Tensor]:
@@ -324,31 +283,22 @@ def own_loss(derained: Tensor, clean: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("options", [{"precision": "bf16"}, BEST], ids=["paper", "best"])
-def test_a_network_and_a_loss_of_ones_own(
-    settings: TrainSettings, tmp_path: Path, options: dict
-) -> None:
+def test_a_network_and_a_loss_of_ones_own(settings: TrainSettings, options: dict) -> None:
     """They train, validate, resume and test; the loss's parts are in the log."""
-    options = options | {"validation": 1, "max_steps": 12}
-    networks = [OwnNetwork() for _ in range(3)]
-    for network in networks:
-        network.load_state_dict(networks[0].state_dict())
-    whole = run(settings, own_loss, networks[0], **options, save_path=tmp_path / "whole")
+    folder, options = settings.save_path, options | {"validation": 1, "max_steps": 12}
+    whole = run(settings, own_loss, own_network, **options, save_path=folder / "whole")
     with pytest.raises(KeyboardInterrupt):
-        run(settings, signalling(5, loss=own_loss), networks[1], **options)
-    assert same(run(settings, own_loss, networks[2], **options), whole)
-    means = log(settings.save_path, "train")[-1]["train"]
+        run(settings, interrupting(5, loss=own_loss), own_network, **options)
+    assert same(run(settings, own_loss, own_network, **options), whole)
+    means = log(folder, "train")[-1]["train"]
     assert means.keys() == {"loss", "squares", "bright"}
     assert means["loss"] == pytest.approx(means["squares"] + means["bright"], abs=1e-6)
-    tested = open_network(settings.save_path, load=lambda path: load_network(path, OwnNetwork()))
+    tested = open_network(folder, load=lambda path: load_network(path, own_network()))
     assert derain_image(tested, scene(1)[0]).shape == (64, 72, 3)
     with pytest.raises(InputError, match="another network"):
         run(settings, **options)
-
-
-def test_a_run_may_start_from_weights(settings: TrainSettings, tmp_path: Path) -> None:
-    first = run(settings)
-    second = run(settings, init=settings.save_path, save_path=tmp_path / "second", lr=1e-20)
-    assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
+    other = run(settings, own_loss, own_network, init=folder, save_path=folder / "2", lr=1e-20)
+    assert torch.allclose(other["0.weight"], whole["0.weight"])  # it started from these weights
 
 
 # ---------------------------------------------------------------- real commands
@@ -360,7 +310,7 @@ def test_each_train_script_trains(command: Command, tmp_path: Path, script: str)
     write_pairs(tmp_path / "pairs", 4)
     result = command(script, "--data_path", "pairs", "--save_path", "run", *TINY)
     assert result.returncode == 0, result.stderr
-    (first,) = [line for line in result.stdout.splitlines() if line.startswith("training on")]
+    first = next(line for line in result.stdout.splitlines() if line.startswith("training on"))
     assert "4 pairs" in first and "3 steps take 1 min" in first and "weights go to run" in first
     load_network(tmp_path / "run/net_latest.pth", DARGNet(groups=1))
     (begin,), (epoch,) = (log(tmp_path / "run", key) for key in ("begin", "train"))
@@ -434,7 +384,7 @@ def test_bad_settings(inline: Command, tmp_path: Path, flags: str, culprit: str)
 def test_a_full_disk(settings: TrainSettings, tmp_path: Path, kilobytes: int) -> None:
     """The log, or the state, can't be written: one line, and the state before it stays."""
     with pytest.raises(KeyboardInterrupt):
-        run(settings, signalling(3), max_steps=20)
+        run(settings, interrupting(3), max_steps=20)
     before = (settings.save_path / "state_latest.pth").read_bytes()
     flags = ("--data_path", *settings.data_path, "--save_path", str(settings.save_path), *TINY)
     script = (str(ROOT / "train_rain100L.py"), *flags, "--no-flip", "--max_steps", "20")
