@@ -61,7 +61,7 @@ class RunFolder:
         if IS_MAIN:
             # Events are written directly, because SummaryWriter's thread would hang on a full disk.
             (folder / "tensorboard").mkdir(exist_ok=True)
-            self.events = EventsWriter(str(folder / "tensorboard/events"))
+            self.events = EventsWriter(str(folder / "tensorboard/events"), f".{step}")
             start = SessionLog(status=SessionLog.START)
             self.events.write_event(Event(step=step + 1, session_log=start))
 
