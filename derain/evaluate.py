@@ -225,7 +225,7 @@ def find_inputs(
     inputs: list[Pair | Path] = []
     if test_set:
         inputs += find_pairs(paths[0], note, settings.clean_dir)
-        label = synthetic_label(rainy_file(inputs[0]).parent) or identify_pairs(inputs).label
+        label = synthetic_label(rainy_file(inputs[0]).parent) or identify_pairs(inputs)
         if name not in label:
             label += f", not {name}"
         if label != name:

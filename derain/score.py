@@ -80,7 +80,7 @@ def compare(settings: Settings) -> None:
     if settings.set in TEST_SETS:
         folder = Path("datasets/test") / settings.set
     pairs = find_pairs(folder, note, settings.clean_dir)
-    label = identify_pairs(pairs).label  # it also reads all pairs, so that misfits are found now
+    label = identify_pairs(pairs)  # it also reads all pairs, so that misfits are found now
     label = synthetic_label(pairs[0].rainy.parent) or label
     names = [pair.rainy.name for pair in pairs]
     figure.check_figure(settings.figure, names)

@@ -22,9 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Any warning of a command is an error; tests/versions.sh allows those of the lowest versions.
 WARNINGS = os.environ.get("WARNINGS_OF_COMMANDS", "error")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": WARNINGS, "PYTHONPATH": str(ROOT)}
-TRAIN_SCRIPTS = ("train_rain100H.py", "train_rain100L.py")
 TEST_SCRIPTS = ("test_Rain100H.py", "test_Rain100L.py", "test_Rain12.py", "test_real.py")
-SCRIPTS = TRAIN_SCRIPTS + TEST_SCRIPTS
+SCRIPTS = ("train_rain100H.py", "train_rain100L.py", *TEST_SCRIPTS)
 Result = subprocess.CompletedProcess[str]
 Command = Callable[..., Result]
 
@@ -37,11 +36,9 @@ def few_threads() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def heed_signals() -> None:
-    """Undo that a job in the background ignores Ctrl-C and SIGHUP, as its commands would."""
-    for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
-            signal.signal(number, handler)
+    """Let commands heed Ctrl-C and SIGHUP, which a job in the background ignores."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
@@ -110,10 +107,10 @@ def one_error(result: Result, *texts: object) -> None:
 def command(tmp_path: Path) -> Command:
     """Run a script or module of the repository as a user does, in an empty folder."""
 
-    def run(script: str, *arguments: str | Path, timeout: float = 200) -> Result:
+    def run(script: str, *arguments: str | Path) -> Result:
         program = [ROOT / script] if script.endswith(".py") else ["-m", script]
         line = [sys.executable, *program, *map(str, arguments)]
-        how = {"cwd": tmp_path, "env": os.environ | ENVIRONMENT, "timeout": timeout}
+        how = {"cwd": tmp_path, "env": os.environ | ENVIRONMENT, "timeout": 200}
         return subprocess.run(line, capture_output=True, text=True, check=False, **how)
 
     return run
