@@ -4,45 +4,30 @@ evaluate(EvalSettings(data_path="my_photos", save_path="out"))          # own im
 evaluate(EvalSettings(data_path="my/Rain12", save_path="out"), RAIN12)  # a test set
 """
 
-import csv
 import dataclasses
 import glob
-import io
 import json
-import math
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from derain import figure, images, page
+from derain import figure, images, report
 from derain.cli import check_folder, setting, text_to_paths
 from derain.inference import Loader, derain_image, open_network, parse_tile, weights_file
 from derain.pairs import Pair, find_pairs, list_images, rainy_file, read_pair
+from derain.report import Result
 from derain.sets import TestSet, identify_pairs
 from derain.synthesize import stand_in, synthetic_label
 from derain.video import KEPT_CONTAINERS, derain_video, is_video
 from networks import load_network
 from SSIM import PROTOCOL, image_metrics
-from utils import (
-    InputError,
-    choose_device,
-    choose_precision,
-    environment,
-    sha256_of,
-    write_atomically,
-    write_json,
-)
-
-METRICS = {"psnr_y": 3, "ssim_y": 4, "psnr_rgb": 3, "ssim_rgb": 4}  # with the digits in the table
-COLUMNS = ["data_set", "image", "milliseconds", *METRICS, *(f"input_{name}" for name in METRICS)]
-Means = dict[str, float | None]  # by metric
+from utils import InputError, choose_device, choose_precision, environment, sha256_of, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,25 +82,28 @@ def evaluate(
     derain = partial(derain_image, network, tile=tile, quantization=settings.quantize)
 
     inputs, label, folder = find_inputs(settings, test_set)
-    names = result_names(settings, inputs)
+    names = result_names(inputs, settings.format)
     figure.check_figure(settings.figure, names)
+    if settings.out:
+        folder, names = settings.out.parent, [settings.out.name]
+    check_folder(folder)
     if not settings.out:
         record_sources(folder, names, inputs)
         if settings.figure is not None:
             record_sources(folder, ["figure.png"], [folder / "figure.png"])
     note(f"{label}: {len(inputs)} files, weights {weights}, {device} {precision}")
 
-    results: list[page.Item] = []
-    milliseconds: dict[str, float | None] = {}
-    errors: list[str] = []
+    results, errors = list[Result](), list[str]()
     with tqdm(inputs, unit="file") as bar:
         for item, name in zip(bar, names, strict=True):
             bar.set_postfix_str(name)
             source, output = rainy_file(item), folder / name
+            result = Result(name, {"rainy": source, "derained": output})
             try:
                 if not (settings.skip_existing and is_newer(output, source, weights)):
-                    milliseconds[name] = derain_file(settings, item, output, derain)
-                result = measure(name, item, output)
+                    result.milliseconds = derain_file(settings, item, output, derain)
+                if isinstance(item, Pair):
+                    measure(result, item)
             except (InputError, ValueError) as error:
                 text = str(error) if isinstance(error, InputError) else f"{source}: {error}"
                 if test_set:  # a mean over the other images would pass for the set's
@@ -129,13 +117,11 @@ def evaluate(
     if results and not settings.out:
         about = {"weights": {"path": weights, "sha256": checksum}, "errors": errors}
         about |= {"settings": dataclasses.asdict(settings), "environment": environment(device)}
-        about |= {"milliseconds": milliseconds}
-        table = write_results(folder, label, test_set, results, about)
+        table = report.write_tables(folder, label, test_set, results, about)
         if settings.page:
-            text = f"{len(results)} images. Protocol of scores: {PROTOCOL}."
-            page.write_page(folder, label, text, table, results, "rainy", "derained")
+            report.write_page(folder, label, table, results)
         if settings.figure is not None:
-            draw_figure(folder, results, settings.figure)
+            report.draw_figure(folder, results, settings.figure)
         if table:
             print(f"{label}, {len(results)} pairs ({PROTOCOL})\n{table}")
     print(f"{len(inputs) - len(errors)} results in {settings.out or folder}")
@@ -175,15 +161,12 @@ def derain_file(
     return milliseconds
 
 
-def measure(name: str, item: Pair | Path, output: Path) -> page.Item:
-    """Return a result; of a pair with the scores of the saved image and of the rainy one."""
-    files = {"rainy": rainy_file(item), "derained": output}
-    if isinstance(item, Path):
-        return page.Item(name, files)
-    rainy, clean = read_pair(item)
-    before, after = image_metrics(rainy, clean), image_metrics(images.read_rgb(output), clean)
-    scores = {"rainy": tuple(before.values()), "derained": tuple(after.values())}
-    return page.Item(name, files | {"clean": item.clean}, scores)
+def measure(result: Result, pair: Pair) -> None:
+    """Add the clean image to a result, and the scores of the saved image and of the rainy one."""
+    rainy, clean = read_pair(pair)
+    result.files["clean"] = pair.clean
+    result.before = image_metrics(rainy, clean)
+    result.after = image_metrics(images.read_rgb(result.files["derained"]), clean)
 
 
 def is_newer(output: Path, *inputs: Path) -> bool:
@@ -237,11 +220,7 @@ def find_inputs(
             raise InputError(f"{paths[0]}: holds no image and no film")
         inputs = list(dict.fromkeys(inputs))
         label = synthetic_label(rainy_file(inputs[0]).parent) or "own images"
-    folder = settings.save_path or Path("results", name)
-    if settings.out:
-        folder = settings.out.parent
-    check_folder(folder)
-    return inputs, label, folder
+    return inputs, label, settings.save_path or Path("results", name)
 
 
 def default_folder(name: str, rain: str) -> Path:
@@ -268,13 +247,11 @@ def own_files(path: Path) -> list[Path]:
     return files
 
 
-def result_names(settings: EvalSettings, inputs: Sequence[Pair | Path]) -> list[str]:
+def result_names(inputs: Sequence[Pair | Path], image_format: str) -> list[str]:
     """Return the names of the results: those of the inputs, with new suffixes.
 
     Inputs whose names repeat keep their folders and suffixes, too (monday/a.jpg.png).
     """
-    if settings.out:
-        return [settings.out.name]
     files = [Path(os.path.normpath(rainy_file(item).absolute())) for item in inputs]
     shared = os.path.commonpath([file.parent for file in files])
     counts = Counter(file.stem.casefold() for file in files)
@@ -283,7 +260,7 @@ def result_names(settings: EvalSettings, inputs: Sequence[Pair | Path]) -> list[
         name = file.stem
         if counts[name.casefold()] > 1:
             name = file.relative_to(shared).as_posix()
-        suffix = f".{settings.format}"
+        suffix = f".{image_format}"
         if is_video(file):
             suffix = file.suffix if file.suffix.lower() in KEPT_CONTAINERS else ".mp4"
         names.append(name + suffix)
@@ -309,86 +286,3 @@ def record_sources(folder: Path, names: Sequence[str], inputs: Sequence[Pair | P
             what = f"would be the result of {sources[name]} and of {source}"
             raise InputError(f"{folder / name}: {what}; choose another --save_path")
     write_json(record, sources)
-
-
-# ---------------------------------------------------------------- tables and figure
-
-
-def write_results(
-    folder: Path, label: str, test_set: TestSet | None, results: Sequence[page.Item], about: dict
-) -> str:
-    """Write results.csv and results.json; return the table of means, empty for own images.
-
-    label: what tables call the images. about: for results.json, besides the scores.
-    """
-    rows = []
-    for result in results:
-        scores = [*result.scores.get("derained", ()), *result.scores.get("rainy", ())]
-        rows.append([label, result.name, about["milliseconds"].get(result.name), *scores])
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS[: len(rows[0])], *rows])
-    write_atomically(folder / "results.csv", text.getvalue())
-
-    means, table = {}, ""
-    if test_set:
-        means = means_by_line(label, test_set, results)
-        table = as_text(means)
-        equal = sum(math.isinf(result.scores["derained"][0]) for result in results)
-        if equal:
-            table += f"\n{equal} images equal their clean ones; PSNR is the mean over the others"
-    about |= {"data_set": {"name": label, "images": len(rows)}, "protocol": PROTOCOL}
-    write_json(folder / "results.json", about | {"means": means})
-    return table
-
-
-def means_by_line(label: str, test_set: TestSet, results: Sequence[page.Item]) -> dict[str, Means]:
-    """Return mean scores: rainy input, this run, its unseen images, the authors' images.
-
-    Only the whole test set is compared with its authors' images.
-    """
-    before, after = mean(results, "rainy"), mean(results, "derained")
-    if label != test_set.name:
-        return {f"rainy input ({label})": before, f"this run ({label})": after}
-    lines = {"rainy input": before, "this run": after}
-    unseen = [results[number - 1] for number in test_set.unseen]
-    if unseen:
-        lines[f"this run, {len(unseen)} images RainTrainL lacks"] = mean(unseen, "derained")
-    if test_set.reference:
-        lines["authors' released images"] = dict(zip(METRICS, test_set.reference, strict=False))
-    return lines
-
-
-def mean(results: Sequence[page.Item], version: str) -> Means:
-    """Return the mean of each metric; infinite PSNR, of images equal to clean ones, is left out."""
-    means: Means = {}
-    for i, metric in enumerate(METRICS):
-        values = np.array([result.scores[version][i] for result in results])
-        finite = np.isfinite(values)
-        means[metric] = float(values[finite].mean() if finite.any() else values.mean())
-    return means
-
-
-def as_text(lines: Mapping[str, Means]) -> str:
-    """Return mean scores as a table for the terminal."""
-    width = max(map(len, lines))
-    text = " " * width + "".join(f"{metric.upper():>10}" for metric in METRICS)
-    for name, means in lines.items():
-        text += f"\n{name:<{width}}"
-        for metric, digits in METRICS.items():
-            value = means.get(metric)
-            text += f"{'-':>10}" if value is None else f"{value:>10.{digits}f}"
-    return text
-
-
-def draw_figure(folder: Path, results: Sequence[page.Item], names: Sequence[str]) -> None:
-    """Draw figure.png of the images named, or of those of largest, median and smallest gain."""
-    gains = {result.name: result.gain("rainy", "derained") for result in results}
-    chosen = figure.choose_images(gains, names)
-    scenes = {}
-    for result in results:
-        if result.name in chosen:
-            title = f"{result.name}, {gains[result.name]:+.2f} dB"
-            scenes[title] = {
-                version: images.read_rgb(file) for version, file in result.files.items()
-            }
-    figure.write_figure(folder / "figure.png", scenes)
