@@ -97,7 +97,7 @@ def read_image(path: Path) -> DecodedImage:
             has_16_bits = 16 in image.tag_v2.get(Tag.BitsPerSample, ())
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: previews
         pixels = _decode_16_bits(image, data) if has_16_bits else _decode_8_bits(image, data)
-        metadata = _metadata(image, data)
+        metadata = _metadata(image, data, grey=pixels.shape[2] == 1)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:  # decoders raise errors of any type for damaged files
@@ -159,10 +159,12 @@ def _jpeg_without_end(data: bytes) -> Image.Image:
     return image
 
 
-def _metadata(image: Image.Image, data: bytes) -> dict[str, Any]:
-    """Return the metadata to keep; damaged parts are left out."""
+def _metadata(image: Image.Image, data: bytes, grey: bool) -> dict[str, Any]:
+    """Return the metadata to keep, without parts that are damaged or don't fit the pixels."""
     info = image.info
     found = {name: info[name] for name in ("icc_profile", "xmp", "dpi") if info.get(name)}
+    if found.get("icc_profile", b"")[16:20] != (b"GRAY" if grey else b"RGB "):
+        found.pop("icc_profile", None)
     if XMP_MISFITS.search(found.get("xmp", b"")):
         del found["xmp"]
     if not all(0 < value < 1e7 for value in found.get("dpi", ())):
@@ -210,33 +212,31 @@ def write_image(path: Path, image: DecodedImage, quality: int = 95) -> None:
     the format cannot hold the image.
     """
     suffix = path.suffix.lower()
-    pixels, space = image.rgb, b"RGB "
+    pixels = image.rgb
     if image.grey:
-        pixels, space = image.rgb[..., 0], b"GRAY"
+        pixels = image.rgb[..., 0]
     elif image.alpha is not None and (suffix == ".png" or image.alpha.min() < 255):
         pixels = np.dstack([image.rgb, image.alpha])
-    metadata = dict(image.metadata)
-    if metadata.get("icc_profile", b"")[16:20] != space:  # such as one for CMYK
-        metadata.pop("icc_profile", None)
     if suffix == ".png":
-        write_atomically(path, _encode_png(pixels, metadata))
+        write_atomically(path, _encode_png(pixels, image.metadata))
         return
-    colours = metadata.get("png_colours", {}).values()
+    colours = image.metadata.get("png_colours", {}).values()
     if pixels.dtype == np.uint16 or set(colours) - SRGB_VALUES:
         lost = "16 bits, or the colours given by cICP, cHRM or gAMA"
         raise InputError(f"{path}: this format loses the input's {lost}; write it as PNG")
+    options = {"quality": quality, **image.metadata}
     if quality >= 95:
-        metadata["subsampling"] = 0  # 4:4:4
+        options["subsampling"] = 0  # 4:4:4
     file = io.BytesIO()
     try:
         image_format = "WEBP" if suffix == ".webp" else "JPEG"
-        Image.fromarray(pixels).save(file, image_format, quality=quality, **metadata)
+        Image.fromarray(pixels).save(file, image_format, **options)
     except (OSError, ValueError) as error:  # alpha in JPEG, or too large for the format
         raise InputError(f"{path}: {error}; write it as PNG") from error
     write_atomically(path, file.getvalue())
 
 
-def _encode_png(pixels: np.ndarray, metadata: dict[str, Any]) -> bytes:
+def _encode_png(pixels: np.ndarray, metadata: Mapping[str, Any]) -> bytes:
     """Encode (H, W) or (H, W, 3 or 4) by OpenCV, which has 16 bits, and the metadata by Pillow."""
     pixels = np.atleast_3d(pixels)
     encoded = cv2.imencode(".png", pixels[..., BGR[pixels.shape[2]]])[1].tobytes()

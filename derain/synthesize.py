@@ -93,14 +93,8 @@ def is_typical(layer: np.ndarray, kind: str) -> bool:
     return least_share <= share <= most_share and least_mean <= layer.mean() <= most_mean
 
 
-def free_photographs(use: str) -> dict[str, np.ndarray]:
-    """Return colour photographs of scikit-image, (H, W, 3) uint8 RGB, by name.
-
-    use: 'train' and 'test' have none in common.
-    """
-    if use == "train":
-        motorcycle = skimage.data.stereo_motorcycle()[0]
-        return {"motorcycle": motorcycle, "hubble_deep_field": skimage.data.hubble_deep_field()}
+def free_photographs() -> dict[str, np.ndarray]:
+    """Return the colour photographs of scikit-image, (H, W, 3) uint8 RGB, by name."""
     names = ("astronaut", "chelsea", "coffee", "rocket")
     return {name: getattr(skimage.data, name)() for name in names}
 
@@ -151,7 +145,7 @@ def stand_in(kind: str, root: Path = Path("datasets/test")) -> Path:
     """Return the stand-in test set of a kind of rain, 12 pairs; make it if it is not complete."""
     out = root / f"synthetic_{kind}"
     if not (out / "norain-012.png").exists():
-        photographs = [centre(image, 321, 481) for image in free_photographs("test").values()]
+        photographs = [centre(image, 321, 481) for image in free_photographs().values()]
         write_set(out, photographs, kind, layers=3, seed=0, typical=True)
     return out
 
@@ -162,19 +156,17 @@ class Settings:
 
     out: Path = setting(Path("datasets/train/synthetic"), "folder to write")
     rain: str = setting("heavy", "kind of rain", KINDS)
-    photos: Path | None = setting(None, "folder of clean photographs (default: scikit-image's)")
+    photos: Path = setting(Path("my_photos"), "folder of clean photographs")
     layers: int = setting(6, "rainy images per photograph")
     seed: int = setting(0, "seed of the rain")
 
 
 def main(settings: Settings) -> None:
     """Write a synthetic set."""
-    photographs: Iterable[np.ndarray] = free_photographs("train").values()
-    if settings.photos:
-        files = list_images(settings.photos)
-        if not files:
-            raise InputError(f"{settings.photos}: holds no image; name a folder of photographs")
-        photographs = map(read_rgb, files)
+    files = list_images(settings.photos)
+    if not files:
+        raise InputError(f"{settings.photos}: holds no image; name a folder of photographs")
+    photographs = map(read_rgb, files)
     pairs = write_set(settings.out, photographs, settings.rain, settings.layers, settings.seed)
     print(f"{settings.out}: {pairs} pairs of synthetic {settings.rain} rain")
 

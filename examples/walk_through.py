@@ -42,7 +42,7 @@ def walk(settings: Settings) -> None:
     check_figure((), [settings.photo])
 
     # 1. A photograph that scikit-image ships. Images are (H, W, 3) uint8 RGB in all of this code.
-    clean = centre(free_photographs("test")[settings.photo], settings.size * 2 // 3, settings.size)
+    clean = centre(free_photographs()[settings.photo], settings.size * 2 // 3, settings.size)
     height, width, _ = clean.shape
     print(f"1. photograph  {settings.photo}, {width}x{height} pixels from its middle")
 

@@ -357,9 +357,8 @@ def test_quality_95_has_full_chroma(tmp_path: Path) -> None:
 
 def test_metadata_that_do_not_fit(tmp_path: Path) -> None:
     """A profile for other colours, a senseless resolution and broken EXIF are left out."""
-    grey = DecodedImage(GREY, grey=True, metadata={"icc_profile": PROFILE})
-    write_image(tmp_path / "a.png", grey)
-    assert "icc_profile" not in read_image(tmp_path / "a.png").metadata
+    grey = save(tmp_path / "a.png", GREY[..., 0], icc_profile=PROFILE)
+    assert "icc_profile" not in read_image(grey).metadata
     with tifffile.TiffFile(save(tmp_path / "a.tif", dpi=(300, 300)), mode="r+b") as file:
         file.pages.first.tags["XResolution"].overwrite((0, 0))
     assert "dpi" not in read_image(tmp_path / "a.tif").metadata

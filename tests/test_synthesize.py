@@ -97,10 +97,3 @@ def test_the_command(tmp_path: Path, inline: Callable) -> None:
         assert (result.returncode, result.stderr.count("\n")) == (2, 1)
         assert photos in result.stderr
         assert not (tmp_path / "other").exists()
-
-
-def test_training_and_test_photographs_are_different() -> None:
-    train, test = synthesize.free_photographs("train"), synthesize.free_photographs("test")
-    photographs = [*train.values(), *test.values()]
-    assert all(image.dtype == np.uint8 and image.shape[2] == 3 for image in photographs)
-    assert len({image[::8, ::8].tobytes() for image in photographs}) == 6
