@@ -22,9 +22,9 @@ def run_script(run: Callable[[Any], None], settings: Any, doc: str) -> None:
     Exits with status 2 and one line after an error that the user can fix, with 130 after Ctrl-C,
     and with 1 if the reader of the output has left, as `head` does. A traceback means a bug.
     """
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError):  # a notebook's, or closed
-            stream.reconfigure(errors="backslashreplace")  # a file name need not be valid text
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115, closed by 2>&-
+    with suppress(AttributeError):  # a notebook's stdout, or a closed one
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
     chosen = parse_settings(settings, doc)
     keep_freed_memory()
     try:
@@ -32,19 +32,19 @@ def run_script(run: Callable[[Any], None], settings: Any, doc: str) -> None:
         print(end="", flush=True)
         return
     except BrokenPipeError:
-        status, line = 1, ""
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at exit
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
-        status, line = 130, "interrupted\n"
+        status, line = 130, "interrupted"
     except InputError as error:
-        status, line = 2, f"error: {error}\n"
+        status, line = 2, f"error: {error}"
     except OSError as error:
-        status, line = 2, f"error: {error.filename or 'system'}: {error.strerror or error}\n"
+        status, line = 2, f"error: {error.filename or 'system'}: {error.strerror or error}"
     except (MemoryError, RuntimeError) as error:
         if not re.search("MemoryError|(allocate|enough|out of) memory", repr(error)):
             raise
-        status, line = 2, "error: out of memory; use a smaller --tile or --batch_size\n"
-    print(line, end="", file=sys.stderr)
+        status, line = 2, "error: out of memory; use a smaller --tile or --batch_size"
+    print(line, file=sys.stderr)
     raise SystemExit(status)
 
 
@@ -79,15 +79,13 @@ def check_folder(path: Path, flag: str = "--save_path") -> None:
         raise InputError(f"{path}: {existing} is not a writable folder; choose another {flag}")
 
 
-def setting(
-    default: Any, help: str, choices: Collection = (), positional: bool = False, alias: str = ""
-) -> Any:
+def setting(default: Any, help: str, choices: Collection = (), positional: bool = False) -> Any:
     """Return a dataclass field with its --help text and, if limited, its choices.
 
     A mapping as choices holds recipes: each choice stands for the defaults of other settings.
-    positional: a value without a flag. alias: a second name of the flag.
+    positional: values without a flag.
     """
-    metadata = {"help": help, "choices": choices, "positional": positional, "alias": alias}
+    metadata = {"help": help, "choices": choices, "positional": positional}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -110,39 +108,29 @@ def parse_settings(settings: Any, doc: str, arguments: list[str] | None = None) 
     kinds = typing.get_type_hints(type(settings))
     fields = [field for field in dataclasses.fields(settings) if field.metadata]
     for field in fields:
-        _add_argument(parser, field, kinds[field.name], getattr(settings, field.name))
-    chosen = parser.parse_args(arguments)
+        kind, default = kinds[field.name], getattr(settings, field.name)
+        text = field.metadata["help"]
+        if default not in (None, (), ""):
+            text += f" (default: {default})"
+        if isinstance(kind, types.UnionType):  # X | None
+            kind = typing.get_args(kind)[0]
+        options: dict[str, Any] = {"choices": field.metadata["choices"] or None}
+        if typing.get_origin(kind) is tuple:
+            kind, options["nargs"] = typing.get_args(kind)[0], "*"
+        options["type"] = _path if kind is Path else kind
+        if kind is bool:
+            options = {"action": argparse.BooleanOptionalAction}
+        name = field.name if field.metadata["positional"] else f"--{field.name}"
+        text = text.replace("%", "%%")
+        parser.add_argument(name, default=argparse.SUPPRESS, help=text, **options)
+    given = vars(parser.parse_args(arguments))
     for field in fields:
-        if isinstance(field.metadata["choices"], Mapping):
-            recipe = field.metadata["choices"][getattr(chosen, field.name)]
-            parser.set_defaults(**recipe)
-    values = vars(parser.parse_args(arguments))
-    for name, value in values.items():
+        value = given.get(field.name, getattr(settings, field.name))
         if isinstance(value, list):
-            values[name] = tuple(value)
-    return dataclasses.replace(settings, **values)
-
-
-def _add_argument(parser: Any, field: dataclasses.Field, kind: Any, default: Any) -> None:
-    """Add the flag of one field. kind: its type; X | None counts as X."""
-    text = field.metadata["help"].replace("%", "%%")
-    if default not in (None, (), ""):
-        text += " (default: %(default)s)"
-    if isinstance(kind, types.UnionType):
-        kind = typing.get_args(kind)[0]
-    if kind is bool:
-        options: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
-    elif typing.get_origin(kind) is tuple:
-        options = {"type": typing.get_args(kind)[0], "nargs": "*"}
-    else:
-        options = {"type": kind, "choices": field.metadata["choices"] or None}
-    if options.get("type") is Path:
-        options["type"] = _path
-    if field.metadata["positional"]:
-        parser.add_argument(field.name, help=text, **options | {"nargs": "*"})
-        return
-    names = [f"--{name}" for name in (field.name, field.metadata["alias"]) if name]
-    parser.add_argument(*names, default=default, help=text, **options)
+            given[field.name] = tuple(value)
+        if isinstance(field.metadata["choices"], Mapping):
+            settings = dataclasses.replace(settings, **field.metadata["choices"][value])
+    return dataclasses.replace(settings, **given)
 
 
 def _path(text: str) -> Path:
