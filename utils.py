@@ -43,14 +43,13 @@ def to_image(tensor: torch.Tensor) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path: renamed to `path` on success, removed on failure.
 
-    A reader sees the old file or the whole new one, even after a power cut. suffix: ends the
-    temporary name, for writers that go by it.
+    A reader sees the old file or the whole new one, even after a power cut.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name[:20]}.{secrets.token_hex(4)}{suffix}")
+    temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -102,8 +101,7 @@ def choose_device(name: str) -> torch.device:
     Makes cuDNN compute float32 as float32, not as TF32. Raises InputError if it is not available.
     """
     if name == "auto":
-        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        name = next((kind for kind, there in available.items() if there), "cpu")
+        name = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     torch.backends.cudnn.allow_tf32 = False
     try:
         device = torch.device(name)
@@ -120,15 +118,18 @@ def choose_precision(name: str, device: torch.device) -> str:
     """
     if name != "auto":
         return name
+    native = False
+    if device.type == "cpu":
+        abilities = cpu_abilities()
+        native = any(abilities.get(kind) for kind in ("avx512_bf16", "amx_bf16", "bf16"))
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        cpu: dict[str, Any] = getattr(
-            torch.cpu, "get_capabilities", dict
-        )()  # torch 2.11 has no such function
-        kinds = {"avx512_bf16", "amx_bf16", "bf16"}
-        native = device.type == "cpu" and any(cpu.get(kind) for kind in kinds)
     return "bf16" if native else "fp32"
+
+
+def cpu_abilities() -> dict[str, Any]:
+    """Return what torch knows of this CPU: nothing before torch 2.12."""
+    return getattr(torch.cpu, "get_capabilities", dict)()
 
 
 def set_seed(seed: int, deterministic: bool = False) -> None:
@@ -144,8 +145,7 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
 def keep_freed_memory() -> None:
     """Have glibc keep all freed memory for the next tensors.
 
-    Otherwise every layer's output goes back to the system, which clears each page before it gives
-    it out again: a quarter of the inference time. Other C libraries are left as they are.
+    Otherwise the system clears every page again, which takes a quarter of the inference time.
     """
     trim_threshold, top_pad, mmap_max = -1, -2, -4  # of malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):
@@ -157,8 +157,7 @@ def keep_freed_memory() -> None:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Return what a result depends on besides its settings: versions, hardware, git commit."""
-    cpu: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    name = cpu.get("cpu_name") or platform.processor()
+    name = cpu_abilities().get("cpu_name") or platform.processor()
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     return {
@@ -177,9 +176,8 @@ def environment(device: torch.device) -> dict[str, Any]:
 def commit() -> str | None:
     """Return the git commit of this code, with -dirty if it was edited; None outside a clone."""
     folder = Path(__file__).resolve().parent
-    repository = [f"--git-dir={folder}/.git", f"--work-tree={folder}"]
-    command = ["git", *repository, "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    repository = (f"--git-dir={folder}/.git", f"--work-tree={folder}")
+    command = ("git", *repository, "describe", "--always", "--dirty", "--abbrev=12")
+    with contextlib.suppress(OSError):  # there is no git
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    return None

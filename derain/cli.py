@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -23,8 +24,9 @@ def run_script(run: Callable[[Any], None], settings: Any, doc: str) -> None:
     and with 1 if the reader of the output has left, as `head` does. A traceback means a bug.
     """
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115, closed by 2>&-
-    with suppress(AttributeError):  # a notebook's stdout, or a closed one
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # a notebook's, or a closed stdout
+            stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
     chosen = parse_settings(settings, doc)
     keep_freed_memory()
     try:
@@ -49,22 +51,22 @@ def run_script(run: Callable[[Any], None], settings: Any, doc: str) -> None:
 
 
 @contextmanager
-def interrupts_noted() -> Iterator[Callable[[], int]]:
-    """Note the signals that end a process. Yields a function that returns the last one, or 0.
+def interrupts_noted() -> Iterator[Callable[[], bool]]:
+    """Note the signals that end a process. Yields a function that tells whether one came.
 
     They are Ctrl-C, SIGTERM, SIGHUP (a terminal closes) and SIGUSR1 (a cluster ends the job soon).
     Ignored ones, such as SIGHUP under nohup, stay ignored.
     """
-    noted = [0]
+    noted = threading.Event()
     handlers: dict[int, Any] = {}
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
         # Windows lacks two of them, and only the main thread may set handlers.
         with suppress(AttributeError, ValueError):
             number = getattr(signal, name)
             if signal.getsignal(number) is not signal.SIG_IGN:
-                handlers[number] = signal.signal(number, lambda number, _: noted.append(number))
+                handlers[number] = signal.signal(number, lambda *_: noted.set())
     try:
-        yield lambda: noted[-1]
+        yield noted.is_set
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -77,7 +77,7 @@ def write_figure(path: Path, scenes: Mapping[str, Scene]) -> None:
             draw_row(row, columns)
         dpi = np.clip(width / COLUMN, 100, 200)  # about one pixel of the PNG for one of the image
         dpi = min(dpi, 60_000 / size[1])  # matplotlib draws fewer than 65,536 pixels
-        with atomic_path(path, path.suffix) as temporary:
+        with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=dpi, bbox_inches="tight", pad_inches=0.05)
 
 
