@@ -35,7 +35,7 @@ class EvalSettings:
     """The images of a test, the weights, and the files that are written."""
 
     data_path: tuple[Path, ...] = setting(
-        (), "images, films and folders of them; of a test set its folder"
+        (), "images, films and folders of them; of a test set its folder", alias="rainy_dir"
     )
     clean_dir: Path | None = setting(None, "folder of the clean images, if not in --data_path")
     logdir: Path = setting(Path("logs/Rain100H"), "folder with net_latest.pth, or a .pth file")

@@ -175,7 +175,7 @@ def test_clean_images_in_a_folder_of_any_name(inline: Command) -> None:
     write_pairs(Path("set"), 3, "input/{}.png", "target/{}.png")
     Path("set/input").rename(Path("wet"))
     Path("set/target").rename(Path("dry"))
-    flags = ("--data_path", "wet", "--clean_dir", "dry", *TO_OUT)
+    flags = ("--rainy_dir", "wet", "--clean_dir", "dry", *TO_OUT)
     succeeds(inline("test_Rain100L.py", *flags))
     row = rows_of(Path("out"))[1]
     assert float(row["input_psnr_y"]) == pytest.approx(psnr_y(*scene(2)))

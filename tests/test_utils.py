@@ -80,7 +80,7 @@ def test_json_is_strict(tmp_path: Path) -> None:
 @dataclasses.dataclass(frozen=True)
 class Example:
     recipe: str = setting("slow", "which", RECIPES)
-    count: int = setting(3, "how many (100 % of them)")
+    count: int = setting(3, "how many (100 % of them)", alias="number")
     fast: bool = setting(False, "hurry")
     steps: tuple[int, ...] = setting((1, 2), "when")
     limit: int | None = setting(None, "at most")
@@ -95,7 +95,7 @@ class Example:
         ("", Example()),
         ("--count 5 --fast --kind b", Example(count=5, fast=True, kind="b")),
         ("x y --steps 7 9 --limit 4", Example(steps=(7, 9), limit=4, files=(Path("x"), Path("y")))),
-        ("--steps --no-fast", Example(steps=())),
+        ("--steps --no-fast --number 4", Example(steps=(), count=4)),
         ("--recipe quick", Example("quick", count=1, fast=True)),
         ("--count 9 --recipe quick --no-fast", Example("quick", count=9)),
     ],
