@@ -24,7 +24,6 @@ from derain.cli import run_script, setting
 from derain.evaluate import EvalSettings, derain_file, result_names
 from derain.images import read_image, write_image
 from derain.inference import derain_image, open_network
-from derain.results import Result
 from derain.synthesize import stand_in
 from derain.video import is_video
 from hubconf import FOLDERS
@@ -72,11 +71,11 @@ class App:
         """Derain files one by one. Yields a text, an image before and after, and the results."""
         status, compared, results = "", None, []
         for path in map(Path, files or ()):
-            target = path.parent / rain / result_names(EvalSettings(), [path])[0]
+            target = path.parent / rain / result_names([path], "png")[0]
             before = target.with_suffix(".before.png")
             try:
                 derain = partial(derain_image, self.networks[rain])
-                derain_file(EvalSettings(), target.parent, Result(target.name, path), derain)
+                derain_file(EvalSettings(), path, target, derain)
                 if not is_video(path):
                     write_image(before, read_image(path))
                     compared = before, target
