@@ -15,36 +15,25 @@ State = dict[str, Tensor]
 
 def published_shapes() -> dict[str, tuple[int, ...]]:
     """The 170 tensors of a published checkpoint: key -> shape."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "conv1.0.weight": (32, 3, 3, 3),
-        "conv1.1.weight": (1,),
-        "conv2.0.weight": (32, 32, 3, 3),
-        "conv2.1.weight": (1,),
-    }
+    conv, slope, bias = (32, 32, 3, 3), (1,), (32,)
+    attention = {}
+    for name in ("conv_1", "conv_2", "conv_3"):
+        attention |= {f"{name}.weight": conv, f"{name}.bias": bias}
+    attention |= {"PR.weight": slope, "conv_11.weight": (32, 64, 1, 1), "conv_11.bias": bias}
+    attention |= {"Ne_conv.0.weight": (32, 1, 3, 3), "Ne_conv.0.bias": bias}
+    attention |= {"Ne_conv.1.weight": slope}
+    attention |= {"Ne_conv.2.weight": (32, 32, 1, 1), "Ne_conv.2.bias": bias}
+    shapes: dict[str, tuple[int, ...]] = {"conv1.0.weight": (32, 3, 3, 3), "conv1.1.weight": slope}
+    shapes |= {"conv2.0.weight": conv, "conv2.1.weight": slope}
     for n in range(1, 6):
         for place in (0, 2):
-            attention = f"block{n}.0.block.{place}"
-            for conv in ("conv_1", "conv_2", "conv_3"):
-                shapes[f"{attention}.{conv}.weight"] = (32, 32, 3, 3)
-                shapes[f"{attention}.{conv}.bias"] = (32,)
-            shapes[f"{attention}.PR.weight"] = (1,)
-            shapes[f"{attention}.conv_11.weight"] = (32, 64, 1, 1)
-            shapes[f"{attention}.conv_11.bias"] = (32,)
-            shapes[f"{attention}.Ne_conv.0.weight"] = (32, 1, 3, 3)
-            shapes[f"{attention}.Ne_conv.0.bias"] = (32,)
-            shapes[f"{attention}.Ne_conv.1.weight"] = (1,)
-            shapes[f"{attention}.Ne_conv.2.weight"] = (32, 32, 1, 1)
-            shapes[f"{attention}.Ne_conv.2.bias"] = (32,)
-            shapes[f"block{n}.0.block.{place + 1}.weight"] = (1,)
-        shapes[f"block{n}.0.conv2.0.weight"] = (32, 32, 3, 3)
-        shapes[f"block{n}.0.conv2.1.weight"] = (1,)
-    shapes |= {
-        "conv3.0.weight": (32, 32, 3, 3),
-        "conv3.1.weight": (1,),
-        "conv3.2.weight": (32, 32, 3, 3),
-    }
-    shapes |= {"conv3.3.weight": (1,), "conv3.4.weight": (3, 32, 3, 3), "PR.weight": (1,)}
-    return shapes
+            for name, shape in attention.items():
+                shapes[f"block{n}.0.block.{place}.{name}"] = shape
+            shapes[f"block{n}.0.block.{place + 1}.weight"] = slope
+        shapes |= {f"block{n}.0.conv2.0.weight": conv, f"block{n}.0.conv2.1.weight": slope}
+    shapes |= {"conv3.0.weight": conv, "conv3.1.weight": slope}
+    shapes |= {"conv3.2.weight": conv, "conv3.3.weight": slope}
+    return shapes | {"conv3.4.weight": (3, 32, 3, 3), "PR.weight": slope}
 
 
 def random_published_state(seed: int = 0) -> State:

@@ -22,10 +22,7 @@ class Settings:
 
 
 def validation_curve(folder: Path) -> tuple[list[float], list[float]]:
-    """Return minutes and PSNR in dB (Y) of the validations in a run's log.
-
-    Of several runs in one folder, the last one counts. Raises InputError without such a log.
-    """
+    """Return minutes and PSNR in dB (Y) of the validations of the last run in a folder's log."""
     path = folder / "log.jsonl"
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -41,18 +38,13 @@ def validation_curve(folder: Path) -> tuple[list[float], list[float]]:
             minutes.append(line["minutes"])
             psnr.append(scores["psnr_y"])
     if not minutes:
-        raise InputError(
-            f"{path}: no validation in it; train with --validation or --validation_path"
-        )
+        raise InputError(f"{path}: no validation in it; train with --validation")
     return minutes, psnr
 
 
 def draw(settings: Settings) -> None:
     """Draw one curve per run."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("needs matplotlib: pip install -r requirements-extra.txt") from error
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.5), dpi=150, layout="constrained")
     axes = figure.subplots()

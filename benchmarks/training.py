@@ -25,8 +25,6 @@ from networks import DARGNet, convert_state_dict
 from SSIM import SSIM
 from utils import choose_device
 
-ssim = SSIM()
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -66,45 +64,43 @@ def plain_step(state: plain_dargnet.State, rainy: Tensor, clean: Tensor) -> floa
 
 
 def our_step(
-    network: DARGNet,
-    optimizer: torch.optim.Optimizer,
-    rainy: Tensor,
-    clean: Tensor,
-    bf16: bool = True,
-) -> float:
-    """Take one step as derain/train.py does, and return its loss."""
-    with torch.autocast(rainy.device.type, torch.bfloat16, enabled=bf16):
-        derained = network(rainy)
-    derained = derained.float()
-    loss = 1 - ssim(derained, clean) + F.l1_loss(derained, clean)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return loss.item()
+    state: plain_dargnet.State, rainy: Tensor, clean: Tensor, bf16: bool = True, muon: bool = False
+) -> Callable[[], float]:
+    """Return a function that takes one step as derain/train.py does, and returns its loss."""
+    network = DARGNet().to(rainy.device, memory_format=torch.channels_last)
+    network.load_state_dict(convert_state_dict(state))
+    optimizer = Muon(network) if muon else torch.optim.Adam(network.parameters(), lr=1e-3)
+    ssim = SSIM().to(rainy.device)
+
+    def step() -> float:
+        with torch.autocast(rainy.device.type, torch.bfloat16, enabled=bf16):
+            derained = network(rainy)
+        derained = derained.float()
+        loss = 1 - ssim(derained, clean) + F.l1_loss(derained, clean)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
 
 
 def main(settings: Settings) -> None:
     """Check that the first losses agree, measure, and print the table."""
     device, side = choose_device(settings.device), settings.patch_size
-    ssim.to(device)
     state = plain_dargnet.random_published_state()
     state = {name: value.to(device) for name, value in state.items()}
     images = rainy_and_clean(side, settings.batch_size * side)
     rainy, clean = (torch.cat(image.split(side, dim=3)).to(device) for image in images)
     batch = [image.to(memory_format=torch.channels_last) for image in (rainy, clean)]
-
-    networks = [DARGNet().to(device, memory_format=torch.channels_last) for _ in range(3)]
-    for network in networks:
-        network.load_state_dict(convert_state_dict(state))
-    adam = [torch.optim.Adam(network.parameters(), lr=1e-3) for network in networks]
     plain: Callable[[], float] = partial(plain_step, state, rainy, clean)
     if device.type == "cpu":
         plain = as_published(plain_step, state, rainy, clean)
-    calls: dict[str, Callable[[], float]] = {
+    calls = {
         "plain formulation, NCHW, second pass for a PSNR": plain,
-        "ours, fp32 (default)": partial(our_step, networks[0], adam[0], *batch, bf16=False),
-        "ours, bf16": partial(our_step, networks[1], adam[1], *batch),
-        "ours, bf16, Muon": partial(our_step, networks[2], Muon(networks[2]), *batch),
+        "ours, fp32 (default)": our_step(state, *batch, bf16=False),
+        "ours, bf16": our_step(state, *batch),
+        "ours, bf16, Muon": our_step(state, *batch, muon=True),
     }
     losses = {name: step() for name, step in calls.items()}
     if max(losses.values()) - min(losses.values()) > 5e-3:

@@ -2,9 +2,8 @@
 
     python -m examples.attention --image my_photo.jpg --out results/attention.png
 
-The first row is the rainy and the derained image, then a row follows for each dual attention: the
-size of spatial(x) and the gate channel(x), each averaged over the channels, from its smallest
-value in black to its largest in white.
+Below the rainy and the derained image is a row for each dual attention: spatial(x) and the gate
+channel(x), averaged over the channels, from the smallest value in black to the largest in white.
 """
 
 from dataclasses import dataclass
