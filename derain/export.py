@@ -30,13 +30,12 @@ def write_onnx(network: nn.Module, path: Path) -> None:
     import onnxruntime
     import onnxscript  # noqa: F401, for torch's exporter
 
-    axes = {0: "images", 2: "height", 3: "width"}
-    names = {"input_names": ["rainy"], "output_names": ["derained"]}
-    options = {"dynamic_shapes": {"rainy": axes}, "external_data": False, "verbose": False}
+    example, rainy = torch.rand(2, 3, 64, 80), torch.rand(1, 3, 33, 47)
+    options = {"input_names": ["rainy"], "output_names": ["derained"], "verbose": False}
+    options["dynamic_shapes"] = {"rainy": {0: "images", 2: "height", 3: "width"}}
     with warnings.catch_warnings(action="ignore"):
-        example = torch.rand(2, 3, 64, 80)
-        torch.onnx.export(optimize(network), (example,), str(path), **names, **options)
-    rainy = torch.rand(1, 3, 33, 47)  # another number and size
+        model = optimize(network)
+        torch.onnx.export(model, (example,), str(path), external_data=False, **options)
     session = onnxruntime.InferenceSession(path.read_bytes())
     (found,) = session.run(None, {"rainy": rainy.numpy()})
     if not torch.allclose(torch.from_numpy(found), derain(network, rainy), rtol=0, atol=1e-4):

@@ -15,13 +15,7 @@ from derain import export
 from networks import DARGNet, DualAttention, load_network
 from utils import InputError
 
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    """Weights of a narrow DARGNet, quick to export."""
-    torch.manual_seed(0)
-    torch.save(DARGNet(channels=4, groups=1).state_dict(), tmp_path / "net.pth")
-    return tmp_path / "net.pth"
+NET = "net_latest.pth"
 
 
 @pytest.mark.slow
@@ -45,7 +39,7 @@ def test_hub_has_weights_for_each_rain_and_takes_a_file(weights: Path) -> None:
         expected = load_network(ROOT / "logs" / name / "net_latest.pth").state_dict()
         found = hubconf.dargnet(rain).state_dict()
         assert all(torch.equal(value, expected[key]) for key, value in found.items())
-    assert len(hubconf.dargnet(weights=str(weights)).groups) == 1
+    assert len(hubconf.dargnet(weights=str(weights / NET)).groups) == 1
     with pytest.raises(ValueError, match="light, heavy"):
         hubconf.dargnet(rain="snow")
 
@@ -68,7 +62,7 @@ def test_the_onnx_file_gives_the_same_images(
         export.export(export.Settings(logdir=weights, out=out))
     assert [path.name for path in out.parent.iterdir()] == [out.name]
     session = runtime.InferenceSession(str(out))
-    network = load_network(weights)
+    network = load_network(weights / NET)
     for shape in ((3, 3, 21, 38), (1, 3, 5, 7)):
         rainy = torch.rand(shape, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
@@ -82,7 +76,7 @@ def test_safetensors_load_again(weights: Path, tmp_path: Path) -> None:
     pytest.importorskip("safetensors.torch", reason="an extra requirement")
     out = tmp_path / "net.safetensors"
     export.export(export.Settings(logdir=weights, out=out))
-    found, expected = load_network(out).state_dict(), load_network(weights).state_dict()
+    found, expected = load_network(out).state_dict(), load_network(weights / NET).state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
