@@ -24,6 +24,7 @@ from derain.cli import run_script, setting
 from derain.evaluate import EvalSettings, derain_file, result_names
 from derain.images import read_image, write_image
 from derain.inference import derain_image, open_network
+from derain.pairs import Pair
 from derain.synthesize import stand_in
 from derain.video import is_video
 from hubconf import FOLDERS
@@ -75,7 +76,7 @@ class App:
             before = target.with_suffix(".before.png")
             try:
                 derain = partial(derain_image, self.networks[rain])
-                derain_file(EvalSettings(), path, target, derain)
+                derain_file(EvalSettings(), Pair(path), target, derain)
                 if not is_video(path):
                     write_image(before, read_image(path))
                     compared = before, target

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from derain import figure, images, report
 from derain.cli import check_folder, setting, text_to_paths
 from derain.inference import Loader, derain_image, open_network, parse_tile, weights_file
-from derain.pairs import Pair, find_pairs, list_images, rainy_file, read_pair
+from derain.pairs import Pair, find_pairs, list_images, read_pair
 from derain.report import Result
 from derain.sets import TestSet, identify_pairs
 from derain.synthesize import stand_in, synthetic_label
@@ -82,28 +82,29 @@ def evaluate(
     derain = partial(derain_image, network, tile=tile, quantization=settings.quantize)
 
     inputs, label, folder = find_inputs(settings, test_set)
-    names = result_names(inputs, settings.format)
+    sources = [pair.rainy for pair in inputs]
+    names = result_names(sources, settings.format)
     figure.check_figure(settings.figure, names)
     if settings.out:
         folder, names = settings.out.parent, [settings.out.name]
     check_folder(folder)
     if not settings.out:
-        record_sources(folder, names, inputs)
+        record_sources(folder, names, sources)
         if settings.figure is not None:
             record_sources(folder, ["figure.png"], [folder / "figure.png"])
     note(f"{label}: {len(inputs)} files, weights {weights}, {device} {precision}")
 
     results, errors = list[Result](), list[str]()
     with tqdm(inputs, unit="file") as bar:
-        for item, name in zip(bar, names, strict=True):
+        for pair, name in zip(bar, names, strict=True):
             bar.set_postfix_str(name)
-            source, output = rainy_file(item), folder / name
+            source, output = pair.rainy, folder / name
             result = Result(name, {"rainy": source, "derained": output})
             try:
                 if not (settings.skip_existing and is_newer(output, source, weights)):
-                    result.milliseconds = derain_file(settings, item, output, derain)
-                if isinstance(item, Pair):
-                    measure(result, item)
+                    result.milliseconds = derain_file(settings, pair, output, derain)
+                if pair.clean:
+                    measure(result, pair)
             except (InputError, ValueError) as error:
                 text = str(error) if isinstance(error, InputError) else f"{source}: {error}"
                 if test_set:  # a mean over the other images would pass for the set's
@@ -134,14 +135,12 @@ def note(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
 
 
-def derain_file(
-    settings: EvalSettings, item: Pair | Path, output: Path, derain: Callable
-) -> float | None:
+def derain_file(settings: EvalSettings, pair: Pair, output: Path, derain: Callable) -> float | None:
     """Derain an image or a film and write it; return the milliseconds that an image took.
 
     derain: (H, W, 3) uint8 or uint16 RGB -> the same.
     """
-    source = rainy_file(item)
+    source = pair.rainy
     if is_video(source):
         film = (settings.codec, settings.crf, settings.start, settings.duration)
         derain_video(source, output, derain, *film)
@@ -149,13 +148,13 @@ def derain_file(
     rainy = images.read_image(source)
     if rainy.frames > 1:
         note(f"{source}: the first of {rainy.frames} frames or pages is taken")
-    if isinstance(item, Pair):
+    if pair.clean:
         rainy = images.DecodedImage(images.read_rgb(source))
     began = time.perf_counter()
     derained = derain(images.network_input(rainy))
     milliseconds = round(1000 * (time.perf_counter() - began), 1)
     result = images.network_output(rainy, derained)
-    if isinstance(item, Pair):  # scores are of what the network made
+    if pair.clean:  # scores are of what the network made
         result = images.DecodedImage(derained)
     images.write_image(output, result, settings.quality)
     return milliseconds
@@ -196,30 +195,26 @@ def check_settings(settings: EvalSettings, test_set: TestSet | None) -> None:
             raise InputError(f"--out {settings.out}: images are saved as .png, .jpg or .webp")
 
 
-def find_inputs(
-    settings: EvalSettings, test_set: TestSet | None
-) -> tuple[list[Pair | Path], str, Path]:
+def find_inputs(settings: EvalSettings, test_set: TestSet | None) -> tuple[list[Pair], str, Path]:
     """Return the inputs, what tables call them, and the folder for their results.
 
     Tables give pairs the test set's name only if they are all of it, exactly.
     """
     name, rain = (test_set.name, test_set.rain) if test_set else ("real", "heavy")
     paths = settings.data_path or (default_folder(name, rain),)
-    inputs: list[Pair | Path] = []
     if test_set:
-        inputs += find_pairs(paths[0], note, settings.clean_dir)
-        label = synthetic_label(rainy_file(inputs[0]).parent) or identify_pairs(inputs)
+        inputs = find_pairs(paths[0], note, settings.clean_dir)
+        label = synthetic_label(inputs[0].rainy.parent) or identify_pairs(inputs)
         if name not in label:
             label += f", not {name}"
         if label != name:
             name = paths[0].resolve().name
     else:
-        for path in paths:
-            inputs += own_files(path)
-        if not inputs:
+        files = [file for path in paths for file in own_files(path)]
+        if not files:
             raise InputError(f"{paths[0]}: holds no image and no film")
-        inputs = list(dict.fromkeys(inputs))
-        label = synthetic_label(rainy_file(inputs[0]).parent) or "own images"
+        inputs = list(map(Pair, dict.fromkeys(files)))
+        label = synthetic_label(inputs[0].rainy.parent) or "own images"
     return inputs, label, settings.save_path or Path("results", name)
 
 
@@ -247,12 +242,12 @@ def own_files(path: Path) -> list[Path]:
     return files
 
 
-def result_names(inputs: Sequence[Pair | Path], image_format: str) -> list[str]:
+def result_names(sources: Sequence[Path], image_format: str) -> list[str]:
     """Return the names of the results: those of the inputs, with new suffixes.
 
     Inputs whose names repeat keep their folders and suffixes, too (monday/a.jpg.png).
     """
-    files = [Path(os.path.normpath(rainy_file(item).absolute())) for item in inputs]
+    files = [Path(os.path.normpath(source.absolute())) for source in sources]
     shared = os.path.commonpath([file.parent for file in files])
     counts = Counter(file.stem.casefold() for file in files)
     names = []
@@ -267,22 +262,21 @@ def result_names(inputs: Sequence[Pair | Path], image_format: str) -> list[str]:
     return names
 
 
-def record_sources(folder: Path, names: Sequence[str], inputs: Sequence[Pair | Path]) -> None:
+def record_sources(folder: Path, names: Sequence[str], sources: Sequence[Path]) -> None:
     """Add to sources.json in the results' folder which input each file there comes from.
 
-    names: the files, in the inputs' order. Raises InputError if one would replace a file that
+    names: the files, in the sources' order. Raises InputError if one would replace a file that
     comes from another input, or that is no result.
     """
-    record, sources = folder / "sources.json", dict[str, str]()
+    record, recorded = folder / "sources.json", dict[str, str]()
     if record.exists():
-        sources = json.loads(record.read_text(encoding="utf-8"))
+        recorded = json.loads(record.read_text(encoding="utf-8"))
     elif any(folder.glob("[!.]*")):
         raise InputError(f"{folder}: holds other files than results; choose another --save_path")
-    for name, item in zip(names, inputs, strict=True):
-        source = os.path.realpath(rainy_file(item))
+    for name, source in zip(names, map(os.path.realpath, sources), strict=True):
         if (folder / name).exists():
-            sources.setdefault(name, "another program")
-        if sources.setdefault(name, source) != source:
-            what = f"would be the result of {sources[name]} and of {source}"
+            recorded.setdefault(name, "another program")
+        if recorded.setdefault(name, source) != source:
+            what = f"would be the result of {recorded[name]} and of {source}"
             raise InputError(f"{folder / name}: {what}; choose another --save_path")
-    write_json(record, sources)
+    write_json(record, recorded)

@@ -26,21 +26,16 @@ RAIN100_BACKGROUNDS = {0, 9, *range(99, 188)}  # of Rain100H and Rain100L, among
 
 @dataclass(frozen=True)
 class Pair:
-    """A rainy image file and the clean one of the same scene."""
+    """A rainy image file and the clean one of the same scene, if there is one."""
 
     rainy: Path
-    clean: Path
+    clean: Path | None = None
 
     @property
     def number(self) -> int | None:
         """The number in the rainy image's name, if there is just one."""
         numbers = re.findall("[0-9]+", self.rainy.stem)
         return int(numbers[0]) if len(numbers) == 1 else None
-
-
-def rainy_file(item: Pair | Path) -> Path:
-    """Return the rainy image's file, of a pair or of an image that has no clean one."""
-    return item if isinstance(item, Path) else item.rainy
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -127,7 +127,7 @@ def find_files(settings: Settings, pairs: Sequence[Pair]) -> Files:
     if not results:
         raise InputError("no method to score: give result folders that fit, as NAME=FOLDER")
     rainy, clean = [pair.rainy for pair in pairs], [pair.clean for pair in pairs]
-    return {"rainy": rainy, **results, "clean": clean}
+    return {"rainy": rainy, **results, "clean": clean}  # type: ignore[dict-item]  # a set has both
 
 
 def find_results(folder: Path, pairs: Sequence[Pair], common_size: bool) -> list[Path]:
