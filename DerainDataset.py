@@ -12,7 +12,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -26,7 +27,7 @@ from derain.pairs import Pair, find_pairs, read_pair, strict_raintrainh
 from derain.synthesize import SYNTHETIC_MARKER
 from utils import InputError, write_atomically
 
-FORMAT, VERSION = "DARGNet training pairs", 2
+VERSION = 2  # of the packed files
 
 
 def prepare(folder: Path, strict: bool = False, clean_dir: Path | None = None) -> Path:
@@ -37,8 +38,8 @@ def prepare(folder: Path, strict: bool = False, clean_dir: Path | None = None) -
     not there at all. strict: leave out RainTrainH's pairs with test backgrounds. clean_dir: as in
     find_pairs.
 
-    Raises InputError for anything wrong with the images, or for a file of that name that is not a
-    packed set.
+    Raises InputError for anything wrong with the images, or for a file of that name that is damaged
+    or not a packed set.
     """
     pairs, ending = find_pairs(folder, clean_dir=clean_dir), ".h5"
     if strict and not (folder / SYNTHETIC_MARKER).exists():
@@ -57,8 +58,10 @@ def prepare(folder: Path, strict: bool = False, clean_dir: Path | None = None) -
         digest = hashlib.sha256(os.fsencode(place)).hexdigest()[:8]  # folders of one name differ
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         path = cache / "dargnet" / f"{place.name}-{digest}{ending}"
-    if path.exists() and is_current(path, sources):
-        return path
+    if path.exists():
+        with opened(path) as packed:
+            if packed.attrs["version"] == VERSION and packed["sources"].asstr()[()] == sources:
+                return path
     content = io.BytesIO()  # because HDF5 itself would crash on a full disk
     with h5py.File(content, "w") as packed:
         pack(packed, pairs, sources, f"packing {folder}")
@@ -68,17 +71,15 @@ def prepare(folder: Path, strict: bool = False, clean_dir: Path | None = None) -
     return path
 
 
-def is_current(path: Path, sources: str) -> bool:
-    """Return whether a packed file is up to date. Raises InputError for a file of another kind."""
+@contextmanager
+def opened(path: Path) -> Iterator[h5py.File]:
+    """Open a packed file for reading. Raises InputError if it is damaged or something else."""
     try:
         with h5py.File(path, "r", locking=False) as file:  # some file systems have no locks
-            if file.attrs.get("format") == FORMAT:
-                same_version = file.attrs.get("version") == VERSION
-                return bool(same_version and file["sources"].asstr()[()] == sources)
-    except Exception:  # h5py raises many types for damaged files
-        if h5py.is_hdf5(path) or not path.stat().st_size:
-            return False
-    raise InputError(f"{path}: not a packed training set; rename it, or remove it")
+            yield file
+    except Exception as error:  # h5py raises many types for damaged files
+        problem = f"not a packed training set ({type(error).__name__})"
+        raise InputError(f"{path}: {problem}; rename it, or remove it") from error
 
 
 def pack(file: h5py.File, pairs: Sequence[Pair], sources: str, title: str) -> None:
@@ -96,7 +97,6 @@ def pack(file: h5py.File, pairs: Sequence[Pair], sources: str, title: str) -> No
             index.append(numbers[digest])
     file["pairs"], file["grey_layer"] = np.reshape(index, (-1, 2)), grey
     file["sources"], file.attrs["version"] = sources, VERSION
-    file.attrs["format"] = FORMAT  # last, because its presence means that the file is complete
 
 
 def has_grey_layer(rainy: np.ndarray, clean: np.ndarray, share: float = 0.999) -> bool:
@@ -139,15 +139,10 @@ class DerainDataset(Dataset):
         self, hdf5_path: Path, patch_size: int = 100, stride: int = 80, flip: bool = False
     ) -> None:
         self.path, self.patch_size = Path(hdf5_path), patch_size
-        try:
-            with h5py.File(self.path, "r", locking=False) as file:
-                self._index = file["pairs"][()]
-                self._grey = file["grey_layer"][()]
-                self.names = [name for name, *_ in json.loads(file["sources"].asstr()[()])[::2]]
-                self._images = {int(i): file[f"images/{i}"][()] for i in np.unique(self._index)}
-        except Exception as error:  # h5py raises many types for damaged files
-            problem = f"not a packed training set ({type(error).__name__})"
-            raise InputError(f"{self.path}: {problem}; delete it and start again") from error
+        with opened(self.path) as file:
+            self._index, self._grey = file["pairs"][()], file["grey_layer"][()]
+            self.names = [name for name, *_ in json.loads(file["sources"].asstr()[()])[::2]]
+            self._images = {int(i): file[f"images/{i}"][()] for i in np.unique(self._index)}
         self.pairs = list(range(len(self._index)))
         self.check_size(patch_size)
         self.grid: list[tuple[int, int, int, int]] = []  # pair, top, left, -1 if mirrored else 1
