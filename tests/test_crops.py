@@ -1,4 +1,7 @@
-"""Random crops: shares of folders, rain of other pairs, colours, crops without rain."""
+"""Random crops: shares of folders, rain of other pairs, colours, crops without rain.
+
+Which crops a seed and a step give, and that they repeat, is in test_training.py.
+"""
 
 from pathlib import Path
 
@@ -35,31 +38,6 @@ def lies_in(crop: np.ndarray, images: list[np.ndarray]) -> bool:
         if (pieces == crop[..., 0]).all(axis=(2, 3)).any():
             return True
     return False
-
-
-def test_a_batch_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
-    data = opened(write_pairs(tmp_path / "pairs", 3))
-
-    def batch(seed: int, step: int, progress: float = 0) -> torch.Tensor:
-        stages = [(24, 8, 1), (32, 4, 1)]
-        crops = RandomCrops([data, data], [1, 2], stages, seed, 1, 0.5, 0.5, 0.5, 0.5)
-        return torch.stack(crops.batch(step, progress))
-
-    assert torch.equal(batch(5, 7), batch(5, 7))
-    assert not torch.equal(batch(5, 7), batch(5, 8))
-    assert not torch.equal(batch(5, 7), batch(6, 7))
-    assert batch(5, 7, 0.49).shape == (2, 8, 3, 24, 24)
-    assert batch(5, 7, 0.5).shape == (2, 4, 3, 32, 32)
-
-
-def test_crops_are_pieces_of_pairs(tmp_path: Path) -> None:
-    folder = write_pairs(tmp_path / "pairs", 2)
-    rainy_images, clean_images = zip(*map(scene, (1, 2)), strict=True)
-    for rainy, clean in crops_of(folder, 20):
-        assert lies_in(rainy, rainy_images)
-        assert lies_in(clean, clean_images)
-    upright = [lies_in(clean, clean_images) for _, clean in crops_of(folder, 100, augment=True)]
-    assert np.mean(upright) == pytest.approx(0.25, abs=0.15)
 
 
 def test_folders_keep_their_shares(tmp_path: Path) -> None:

@@ -151,11 +151,6 @@ def test_patches_lie_on_the_published_grid(tmp_path: Path) -> None:
     assert torch.equal(rainy[2], data[15 + 2][0])
 
 
-def test_an_image_smaller_than_a_patch_is_named(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"rain-001\.png is 72x64.*100"):
-        DerainDataset(prepare(folder), 100, 80)
-
-
 def test_a_grey_layer_is_told_from_other_rain() -> None:
     rainy, clean = scene(1)
     assert has_grey_layer(rainy, clean)
