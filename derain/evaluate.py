@@ -142,8 +142,8 @@ def derain_file(settings: EvalSettings, pair: Pair, output: Path, derain: Callab
     """
     source = pair.rainy
     if is_video(source):
-        film = (settings.codec, settings.crf, settings.start, settings.duration)
-        derain_video(source, output, derain, *film)
+        part = (settings.start, settings.duration)
+        derain_video(source, output, derain, settings.codec, settings.crf, *part)
         return None
     rainy = images.read_image(source)
     if rainy.frames > 1:

@@ -19,10 +19,7 @@ Scene = Mapping[str, np.ndarray]
 
 
 def check_figure(names: Sequence[str] | None, images: Sequence[str]) -> None:
-    """Raise InputError if --figure can't be drawn.
-
-    names: its values; None if it is not given. images: the names of all images.
-    """
+    """Raise InputError if --figure can't be drawn. names: its values, None if it is not given."""
     if names is None:
         return
     if find_spec("matplotlib") is None:
