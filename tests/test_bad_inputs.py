@@ -80,25 +80,19 @@ def files() -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(
-    ("spoil", "name", "culprit"),
-    [
-        pytest.param(spoil, name, culprit, id=f"{what}: {name}")
-        for what, spoil, names, culprit in TABLE
-        for name in names
-    ],
-)
-def test_bad_inputs(
-    inline: Command,
-    tmp_path: Path,
-    weights: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    spoil: Callable[[], object],
-    name: str,
-    culprit: object,
-) -> None:
-    write_pairs(tmp_path / "pairs", 3)
+@pytest.fixture(autouse=True)
+def in_a_folder_with_pairs(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And with weights."""
     monkeypatch.chdir(tmp_path)
+    write_pairs(Path("pairs"), 3)
+
+
+CASES = [(row, name) for row in TABLE for name in row[2]]
+
+
+@pytest.mark.parametrize(("row", "name"), CASES, ids=[f"{row[0]}: {name}" for row, name in CASES])
+def test_bad_inputs(inline: Command, row: tuple, name: str) -> None:
+    _, spoil, _, culprit = row
     spoil()
     before = files()
     result = inline(*COMMANDS[name])
@@ -125,12 +119,9 @@ def test_bad_inputs(
         (("test_Rain12.py", "--data_path", "pairs", "--figure", "x"), "--figure x"),
     ],
 )
-def test_bad_settings(
-    inline: Command, tmp_path: Path, weights: Path, flags: tuple[str, ...], culprit: str
-) -> None:
+def test_bad_settings(inline: Command, flags: tuple[str, ...], culprit: str) -> None:
     """They are found before any work."""
-    write_pairs(tmp_path / "pairs", 1)
     script, *others = flags
-    arguments = ("--data_path", "pairs/norain-001.png", "--logdir", weights, *others)
+    arguments = ("--data_path", "pairs/norain-001.png", "--logdir", "my_logs", *others)
     one_error(inline(script, *arguments), culprit)
-    assert not (tmp_path / "results").exists()
+    assert not Path("results").exists()

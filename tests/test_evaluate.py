@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -62,25 +62,22 @@ def succeeds(result: Result) -> Result:
     return result
 
 
-@pytest.mark.parametrize("script", TEST_SCRIPTS)
-def test_help(inline: Command, script: str) -> None:
-    shown = " ".join(succeeds(inline(script, "--help")).stdout.split())
-    for flag in ("data_path", "clean_dir", "logdir", "save_path", "device", "quantize", "tile"):
-        assert f"--{flag} " in shown
-    light = script in ("test_Rain100L.py", "test_Rain12.py")
-    assert ("(default: logs/Rain100L)" in shown) == light
-    assert ("(default: auto) " in shown) or script != "test_real.py"
+def test_each_script_has_its_weights(inline: Command) -> None:
+    for script, name in zip(
+        TEST_SCRIPTS, ("Rain100H", "Rain100L", "Rain100L", "real"), strict=True
+    ):
+        shown = " ".join(succeeds(inline(script, "--help")).stdout.split())
+        assert f"(default: logs/{name})" in shown
 
 
 # ---------------------------------------------------------------- test sets
 
 
-@pytest.mark.parametrize("script", TEST_SCRIPTS[:3])
-def test_a_set_is_measured(inline: Command, script: str) -> None:
-    """The scores are those of the saved images; three pairs are no Rain100, and labelled so."""
+def test_a_set_is_measured(inline: Command) -> None:
+    """The scores are those of the saved images; three pairs are no Rain12, and labelled so."""
     write_pairs(Path("pairs"), 3)
-    common = ("--data_path", "pairs", *TO_OUT)
-    shown = succeeds(inline(script, *common)).stdout
+    flags = ("--rainy_dir", "pairs/rainy", "--clean_dir", "pairs", *TO_OUT)
+    shown = succeeds(inline("test_Rain12.py", *flags)).stdout
     rows = rows_of(Path("out"))
     assert [row["image"] for row in rows] == [f"rain-00{i}.png" for i in (1, 2, 3)]
     for row, number in zip(rows, (1, 2, 3), strict=True):
@@ -92,7 +89,7 @@ def test_a_set_is_measured(inline: Command, script: str) -> None:
         assert float(row["milliseconds"]) > 0
     summary = json.loads(Path("out/results.json").read_text())
     assert summary["weights"]["sha256"] == sha256_of(Path("my_logs/net_latest.pth"))
-    label = f"3 pairs of no known set, not {script[5:-3]}"
+    label = "3 pairs of no known set, not Rain12"
     assert summary["data_set"]["name"] == label
     mean = np.mean([float(row["psnr_y"]) for row in rows])
     assert summary["means"][f"this run ({label})"]["psnr_y"] == pytest.approx(mean)
@@ -116,11 +113,7 @@ def test_a_whole_set_has_its_name_and_its_reference(
     lines = succeeds(inline(*command)).stdout.splitlines()
     assert lines[-2].startswith("authors' released images")
     means = json.loads(Path("results/Rain12/results.json").read_text())["means"]
-    assert means["authors' released images"] == {
-        "psnr_y": 36.822,
-        "ssim_y": 0.9618,
-        "psnr_rgb": None,
-    }
+    assert [*means["authors' released images"].values()] == [36.822, 0.9618, None]
     unseen = [float(row["psnr_y"]) for row in rows_of(Path("results/Rain12"))[8:]]
     found = means["this run, 4 images RainTrainL lacks"]["psnr_y"]
     assert found == pytest.approx(np.mean(unseen))
@@ -169,16 +162,6 @@ def test_quantize_precision_and_tile(inline: Command) -> None:
     assert np.abs(derained("--tile", "32") - whole).max() <= 1
     assert set(np.unique(whole - derained("--quantize", "truncate"))) == {0, 1}
     assert 0 < np.abs(derained("--precision", "bf16") - whole).max() <= 8
-
-
-def test_clean_images_in_a_folder_of_any_name(inline: Command) -> None:
-    write_pairs(Path("set"), 3, "input/{}.png", "target/{}.png")
-    Path("set/input").rename(Path("wet"))
-    Path("set/target").rename(Path("dry"))
-    flags = ("--rainy_dir", "wet", "--clean_dir", "dry", *TO_OUT)
-    succeeds(inline("test_Rain100L.py", *flags))
-    row = rows_of(Path("out"))[1]
-    assert float(row["input_psnr_y"]) == pytest.approx(psnr_y(*scene(2)))
 
 
 # ---------------------------------------------------------------- own images
@@ -241,22 +224,16 @@ def test_several_paths_and_patterns(inline: Command) -> None:
 
 def test_films_beside_images(inline: Command) -> None:
     """Each gets its result, and one that fails doesn't stop the next."""
-    av = pytest.importorskip("av")
-    folder = Path("card")
-    write(folder / "photo.jpg", RGB)
-    (folder / "bad.mp4").write_bytes(b"no film")
-    for name in ("clip.avi", "clip.mp4"):
-        with av.open(str(folder / name), "w") as film:
-            stream = film.add_stream("mpeg4", rate=5)
-            stream.width, stream.height, stream.pix_fmt = 50, 40, "yuv420p"
-            for _ in range(3):
-                film.mux(stream.encode(av.VideoFrame.from_ndarray(RGB)))
-            film.mux(stream.encode())
+    pytest.importorskip("av")
+    write(Path("card/photo.jpg"), RGB)
+    Path("card/bad.mp4").write_bytes(b"no film")
+    shutil.copy(ROOT / "tests/data/cover_first.mp4", "card/clip.mp4")
+    shutil.copy(ROOT / "tests/data/cover_first.mp4", "card/clip.mov")
     result = inline("test_real.py", "--data_path", "card", *TO_OUT)
     one_error(result, "1 of 4")
     assert "skipped: card/bad.mp4" in result.stderr
-    films = sorted(path.name for path in Path("out").glob("*.mp4"))
-    assert films == ["clip.avi.mp4", "clip.mp4.mp4"]
+    films = sorted(path.name for path in Path("out").glob("*.m*"))
+    assert films == ["clip.mov.mov", "clip.mp4.mp4"]
     assert [*results_of(Path("out"))] == ["photo.png"]
 
 
@@ -265,15 +242,11 @@ def test_a_single_file_goes_where_it_is_sent(inline: Command, name: str) -> None
     """And nothing else is written."""
     write(Path("in.png"), RGB)
     before = {path for path in Path().rglob("*") if path.is_file()}
-    command = ("test_real.py", "--data_path", "in.png", "--logdir", "my_logs", "--out")
-    succeeds(inline(*command, name, "--quality", "90"))
+    flags = ("--data_path", "in.png", "--logdir", "my_logs", "--out", name, "--quality", "90")
+    succeeds(inline("test_real.py", *flags))
     assert {path for path in Path().rglob("*") if path.is_file()} - before == {Path(name)}
     with Image.open(name) as image:
-        assert image.format == {"png": "PNG", "jpg": "JPEG", "ebp": "WEBP"}[name[-3:]]
-    if name != "out.png":
-        succeeds(inline(*command, f"worse{name[-5:]}", "--quality", "10"))
-        worse = Path(f"worse{name[-5:]}")
-        assert worse.stat().st_size < Path(name).stat().st_size
+        assert image.format == {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}[Path(name).suffix]
 
 
 def test_skip_existing(inline: Command) -> None:
@@ -284,10 +257,10 @@ def test_skip_existing(inline: Command) -> None:
     outputs = [Path(f"out/{i}.png") for i in range(3)]
 
     def made(*flags: str) -> list[bool]:
-        before = [path.stat().st_mtime_ns if path.exists() else 0 for path in outputs]
+        began = time.time_ns()
         time.sleep(0.02)
         succeeds(inline(*command, *flags))
-        return [path.stat().st_mtime_ns > old for path, old in zip(outputs, before, strict=True)]
+        return [path.stat().st_mtime_ns > began for path in outputs]
 
     assert made("--skip_existing") == [True, True, True]
     outputs[0].unlink()
@@ -311,16 +284,6 @@ def test_a_file_name_that_is_no_text(inline: Command) -> None:
 
 
 @pytest.mark.slow
-def test_the_weights_that_come_with_the_scripts(command: Command) -> None:
-    """They are found from any folder."""
-    write(Path("photos/a.png"), RGB)
-    succeeds(command("test_real.py", "--data_path", "photos"))
-    summary = json.loads(Path("results/real/results.json").read_text())
-    found = summary["weights"]["sha256"]
-    assert found in {sha256_of(path) for path in (ROOT / "logs").glob("*/net_latest.pth")}
-
-
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no shell of that kind there")
 @pytest.mark.parametrize("ending", ["| head -n 1", "2> /dev/null | true", ">&- | cat"])
 def test_a_reader_that_leaves_loses_nothing(ending: str) -> None:
@@ -329,28 +292,9 @@ def test_a_reader_that_leaves_loses_nothing(ending: str) -> None:
     line = ["bash", "-c", f"{script} --save_path out {ending}"]
     how = {"env": os.environ | ENVIRONMENT, "check": True}
     result = subprocess.run(line, capture_output=True, text=True, **how)
-    assert "Traceback" not in result.stderr
-    assert "Broken" not in result.stderr
+    assert "Traceback" not in result.stderr and "Broken" not in result.stderr
     assert len(rows_of(Path("out"))) == 2
     assert Path("out/index.html").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C can't be sent there")
-def test_ctrl_c_keeps_what_is_done() -> None:
-    for i in range(300):
-        write(Path(f"photos/{i}.png"), scene(i, 200, 200)[0])
-    command = [sys.executable, ROOT / "test_real.py", "--data_path", "photos", *TO_OUT]
-    how = {"env": os.environ | ENVIRONMENT, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, **how) as process:
-        while not list(Path().glob("out/*.png")):
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=100)
-    assert process.returncode == 130
-    assert errors.splitlines()[-1] == "interrupted"
-    for path in Path().glob("out/*.png"):
-        assert read_rgb(path).shape == (200, 200, 3)
 
 
 @pytest.mark.slow

@@ -5,33 +5,20 @@ from __future__ import annotations
 import base64
 import io
 import re
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-import torch
-from conftest import ROOT, scene, write
+from conftest import ROOT, Command, one_error, scene, write, write_pairs
 from PIL import Image
 
 from derain.figure import check_figure, choose_images, crop_place, write_figure
 from derain.images import read_rgb
-from networks import DARGNet
 from SSIM import psnr_y, ssim_y
 from utils import InputError
 
 matplotlib = pytest.importorskip("matplotlib", reason="an extra requirement")
-Command = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    """Write the weights of a tiny DARGNet."""
-    torch.manual_seed(0)
-    torch.save(DARGNet(channels=4, groups=1).state_dict(), tmp_path / "tiny.pth")
-    return tmp_path / "tiny.pth"
 
 
 def images() -> dict[str, np.ndarray]:
@@ -100,6 +87,17 @@ def test_without_names_a_figure_shows_largest_median_and_smallest_gain() -> None
     assert choose_images(gains, ("d", "a.png", "d.png")) == ["c/d.png", "a.png"]
     with pytest.raises(InputError, match=r"--figure x.*a\.png"):
         check_figure(["x"], list(gains))
+
+
+def test_a_test_draws_its_figure_and_replaces_no_result_by_it(
+    inline: Command, tmp_path: Path, weights: Path
+) -> None:
+    write_pairs(tmp_path / "pairs", 2)
+    write(tmp_path / "figure.jpg", scene(1)[0])
+    common = ("--logdir", weights, "--save_path", "out", "--data_path")
+    assert inline("test_Rain12.py", *common, "pairs", "--figure").returncode == 0
+    assert read_rgb(tmp_path / "out/figure.png").shape[1] > 4 * 280
+    one_error(inline("test_real.py", *common, "figure.jpg"), "out/figure.png")
 
 
 # ---------------------------------------------------------------- the examples
