@@ -19,7 +19,7 @@ Calls = Mapping[str, Callable[[], object]]
 
 def rainy_and_clean(height: int, width: int) -> tuple[Tensor, Tensor]:
     """Return a free photograph, repeated if need be, with light rain and without: (1, 3, H, W)."""
-    photograph = free_photographs()["coffee"]
+    photograph = free_photographs(400, 600)["coffee"]
     repeats = (-(-height // photograph.shape[0]), -(-width // photograph.shape[1]), 1)
     clean = np.tile(photograph, repeats)[:height, :width]
     layer = rain_layer(height, width, "light", np.random.RandomState(0))

@@ -93,16 +93,14 @@ def is_typical(layer: np.ndarray, kind: str) -> bool:
     return least_share <= share <= most_share and least_mean <= layer.mean() <= most_mean
 
 
-def free_photographs() -> dict[str, np.ndarray]:
-    """Return the colour photographs of scikit-image, (H, W, 3) uint8 RGB, by name."""
-    names = ("astronaut", "chelsea", "coffee", "rocket")
-    return {name: getattr(skimage.data, name)() for name in names}
-
-
-def centre(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return the middle of an image (H, W, C), of at most that size."""
-    top, left = max(0, image.shape[0] - height) // 2, max(0, image.shape[1] - width) // 2
-    return np.ascontiguousarray(image[top : top + height, left : left + width])
+def free_photographs(height: int, width: int) -> dict[str, np.ndarray]:
+    """Return scikit-image's photographs by name, cut to that size: (H, W, 3) uint8 RGB."""
+    photographs = {}
+    for name in ("astronaut", "chelsea", "coffee", "rocket"):
+        image = getattr(skimage.data, name)()
+        top, left = max(0, image.shape[0] - height) // 2, max(0, image.shape[1] - width) // 2
+        photographs[name] = np.ascontiguousarray(image[top : top + height, left : left + width])
+    return photographs
 
 
 def write_set(
@@ -145,7 +143,7 @@ def stand_in(kind: str, root: Path = Path("datasets/test")) -> Path:
     """Return the stand-in test set of a kind of rain, 12 pairs; make it if it is not complete."""
     out = root / f"synthetic_{kind}"
     if not (out / "norain-012.png").exists():
-        photographs = [centre(image, 321, 481) for image in free_photographs().values()]
+        photographs = free_photographs(321, 481).values()
         write_set(out, photographs, kind, layers=3, seed=0, typical=True)
     return out
 

@@ -14,7 +14,7 @@ import numpy as np
 from derain.cli import run_script, setting
 from derain.figure import check_figure, write_figure
 from derain.inference import derain, open_network
-from derain.synthesize import add_rain, centre, free_photographs, rain_layer
+from derain.synthesize import add_rain, free_photographs, rain_layer
 from SSIM import image_metrics
 from utils import quantize, to_image, to_tensor
 
@@ -34,7 +34,7 @@ def walk(settings: Settings) -> None:
     check_figure((), [settings.photo])
 
     # 1. A photograph that scikit-image ships. Images are (H, W, 3) uint8 RGB in all of this code.
-    clean = centre(free_photographs()[settings.photo], HEIGHT, WIDTH)
+    clean = free_photographs(HEIGHT, WIDTH)[settings.photo]
     print(f"1. photograph  {settings.photo}, {WIDTH}x{HEIGHT} pixels from its middle")
 
     # 2. Rain is one grey layer, added and clipped at white: it makes no pixel darker.
