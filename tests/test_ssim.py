@@ -62,10 +62,8 @@ def test_luma_is_matlabs() -> None:
 
 def test_equal_images() -> None:
     image, _ = vector(32, 32)
-    scores = image_metrics(image, image)
-    assert scores["psnr_y"] == scores["psnr_rgb"] == math.inf
-    assert scores["ssim_y"] == pytest.approx(1)
-    assert scores["ssim_rgb"] == pytest.approx(1)
+    expected = {"psnr_y": math.inf, "ssim_y": 1, "psnr_rgb": math.inf, "ssim_rgb": 1}
+    assert image_metrics(image, image) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("metric", [psnr_y, ssim_y, psnr_rgb, ssim_rgb])
@@ -88,18 +86,6 @@ def test_the_losss_ssim_is_scikit_images() -> None:
     padded = [F.pad(image, (5, 5, 5, 5)) for image in images]
     torch.testing.assert_close(SSIM()(*images), SSIM(padded=False)(*padded), rtol=0, atol=1e-12)
     assert SSIM()(images[0], images[0]).item() == pytest.approx(1)
-
-
-def test_the_losss_gradient_against_finite_differences() -> None:
-    generator = torch.Generator().manual_seed(1)
-    clean = torch.rand(1, 2, 12, 13, dtype=torch.float64, generator=generator)
-    noise = torch.rand(clean.shape, dtype=torch.float64, generator=generator)
-    derained = (clean + 0.05 + 0.1 * noise).requires_grad_()
-
-    def loss(image: torch.Tensor) -> torch.Tensor:
-        return 1 - SSIM()(image, clean) + F.l1_loss(image, clean)
-
-    assert torch.autograd.gradcheck(loss, (derained,), eps=1e-6, atol=1e-7)
 
 
 def test_half_precision_is_computed_in_single() -> None:
