@@ -116,7 +116,6 @@ def test_trees_that_are_rejected(tmp_path: Path, name: str) -> None:
     ("name", "rainy", "clean"),
     [
         ("RainDS", "rainstreak", "gt"),
-        ("a folder per clip", "rainy/a1", "clean/a1"),
         ("deep", "Rain100L/test/rain", "Rain100L/test/norain"),
         ("rain/ may hold streaks", "input", "target"),
     ],

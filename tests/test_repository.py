@@ -45,9 +45,7 @@ def test_commands_exist_and_take_their_flags(
             assert re.search(rf"{flag}\b", shown), f"{document}: {command} has no {flag}"
 
 
-def test_documents_were_found() -> None:
-    names = {str(p.relative_to(ROOT)) for p in DOCUMENTS}
-    assert {"README.md", "datasets/README.md", "logs/README.md"} <= names
+def test_commands_were_found() -> None:
     assert len(commands(ROOT / "README.md")) > 5
 
 
