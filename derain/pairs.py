@@ -170,7 +170,4 @@ def strict_raintrainh(pairs: Sequence[Pair]) -> tuple[list[Pair], str]:
     if {pair.number for pair in pairs} not in (every, strict):
         return list(pairs), f"strict rule not applied: {len(pairs)} pairs, not RainTrainH's 1,800"
     kept = [pair for pair in pairs if pair.number in strict]
-    return (
-        kept,
-        f"strict RainTrainH: {len(kept)} of {len(pairs)} pairs, none with a test background",
-    )
+    return kept, f"strict RainTrainH: {len(kept)} of {len(pairs)} pairs, without test backgrounds"
