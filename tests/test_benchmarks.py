@@ -27,13 +27,7 @@ def test_a_benchmark_prints_its_table(command: Command, script: str) -> None:
     result = command(f"benchmarks.{script}", *TINY[script], "--rounds", "2", "--device", "cpu")
     assert result.returncode == 0, result.stderr
     rows = [line for line in result.stdout.splitlines() if " s | " in line]
-    assert len(rows) >= 4
-    assert rows[0].startswith("| plain")
-    assert " | 1.00 | " in rows[0]
-    for row in rows:
-        median, spread = row.split(" | ")[1:3]
-        low, high = spread.removesuffix(" s").split(" to ")
-        assert 0 < float(low) <= float(median.removesuffix(" s")) <= float(high)
+    assert len(rows) >= 4 and rows[0].startswith("| plain") and " | 1.00 | " in rows[0]
 
 
 def test_ratios_are_medians_of_the_rounds(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,29 +35,24 @@ def test_ratios_are_medians_of_the_rounds(capsys: pytest.CaptureFixture[str]) ->
     assert "| ours | 1.000 s | 1.000 to 2.500 s | 2.00 | note |" in capsys.readouterr().out
 
 
-def write_log(folder: Path, *lines: dict) -> Path:
-    folder.mkdir()
-    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
-
-
-def validation(minutes: float, psnr: float) -> dict:
-    scores = {"psnr_y": psnr, "ssim_y": 0.9}
-    return {"step": 1, "minutes": minutes, "validation": {"RainTrainL": scores, "mean": scores}}
-
-
 def test_the_plot_shows_the_last_run_with_all_its_parts(tmp_path: Path) -> None:
     """An earlier run is skipped; the last one was interrupted and resumed."""
-    earlier = [{"begin": 0}, validation(1, 20)]
-    first = [{"begin": 0}, validation(1, 30), {"step": 1, "train": {"loss": 0.1}}]
-    run = write_log(tmp_path / "run", *earlier, *first, {"begin": 10}, validation(3, 32))
-    assert validation_curve(run) == ([1, 3], [30, 32])
+    log = tmp_path / "log.jsonl"
+    with pytest.raises(InputError, match=r"log\.jsonl"):
+        validation_curve(tmp_path)
+    lines: list[dict] = []
+    for begin, minutes, psnr in ((0, 1, 20.0), (0, 1, 30.0), (10, 3, 32.0)):
+        scores = {"psnr_y": psnr, "ssim_y": 0.9}
+        validation = {"RainTrainL": scores, "mean": scores}
+        lines += [{"begin": begin}, {"step": 1, "minutes": minutes, "validation": validation}]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert validation_curve(tmp_path) == ([1, 3], [30, 32])
+    log.write_text('{"begin": 0}\n')
+    with pytest.raises(InputError, match="no validation"):
+        validation_curve(tmp_path)
+
+
+def test_the_plot_of_the_committed_logs(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="an extra requirement")
-    draw(Settings(runs=(run, ROOT / "logs/recipes/best"), out=tmp_path / "curve.png"))
+    draw(Settings(runs=(ROOT / "logs/recipes/best",), out=tmp_path / "curve.png"))
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_without_a_log_there_is_no_plot(tmp_path: Path) -> None:
-    for folder in (tmp_path, write_log(tmp_path / "run", {"step": 15, "train": {"loss": 0.1}})):
-        with pytest.raises(InputError, match=r"log\.jsonl"):
-            validation_curve(folder)
