@@ -235,7 +235,9 @@ def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Modul
     for name in tensors:
         if f".{name}".endswith((f".{first}", f".{PUBLISHED_KEY}")):
             prefixes.append(name.removesuffix(first).removesuffix(PUBLISHED_KEY))
-    prefix = min(prefixes, key=lambda prefix: ("ema" not in prefix, len(prefix)), default="")
+    if not prefixes:
+        raise ValueError(f"{path}: not weights of this network: {first} is missing")
+    prefix = min(prefixes, key=lambda prefix: ("ema" not in prefix, len(prefix)))
     state = {}
     for name in list(tensors):
         if name.startswith(prefix) and not name.endswith(("total_ops", "total_params")):  # of thop
@@ -247,7 +249,8 @@ def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Modul
             network = DARGNet(len(state[first]), groups)
         network.load_state_dict(state)
     except Exception as error:  # tensors are missing, unknown or of another shape
-        raise ValueError(textwrap.shorten(f"{path}: other weights: {error}", 300)) from error
+        message = f"{path}: not weights of this network: {error}"
+        raise ValueError(textwrap.shorten(message, 300)) from error
     for key, value in network.state_dict().items():
         same_kind = state[key].is_floating_point() == value.is_floating_point()
         if not same_kind or not value.isfinite().all():
