@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import hashlib
 import io
 import json
 import os
@@ -87,12 +86,6 @@ def save_torch(path: Path, content: Any) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_atomically(path, buffer.getvalue())
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def choose_device(name: str) -> torch.device:

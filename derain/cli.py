@@ -81,15 +81,13 @@ def check_folder(path: Path, flag: str = "--save_path") -> None:
         raise InputError(f"{path}: {existing} is not a writable folder; choose another {flag}")
 
 
-def setting(
-    default: Any, help: str, choices: Collection = (), positional: bool = False, alias: str = ""
-) -> Any:
+def setting(default: Any, help: str, choices: Collection = (), names: Collection = ()) -> Any:
     """Return a dataclass field with its --help text and, if limited, its choices.
 
     A mapping as choices holds recipes: each choice stands for the defaults of other settings.
-    positional: values without a flag. alias: a second name of the flag.
+    names: of the flag, for argparse, if it has other names than the field's.
     """
-    metadata = {"help": help, "choices": choices, "positional": positional, "alias": alias}
+    metadata = {"help": help, "choices": choices, "names": names}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -124,11 +122,8 @@ def parse_settings(settings: Any, doc: str, arguments: list[str] | None = None) 
         options["type"] = _path if kind is Path else kind
         if kind is bool:
             options = {"action": argparse.BooleanOptionalAction}
-        names = [field.name]
-        if not field.metadata["positional"]:
-            names = [f"--{name}" for name in (field.name, field.metadata["alias"]) if name]
-        text = text.replace("%", "%%")
-        parser.add_argument(*names, default=argparse.SUPPRESS, help=text, **options)
+        options |= {"default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
+        parser.add_argument(*field.metadata["names"] or [f"--{field.name}"], **options)
     given = vars(parser.parse_args(arguments))
     for field in fields:
         value = given.get(field.name, getattr(settings, field.name))

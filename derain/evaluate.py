@@ -6,6 +6,7 @@ evaluate(EvalSettings(data_path="my/Rain12", save_path="out"), RAIN12)  # a test
 
 import dataclasses
 import glob
+import hashlib
 import json
 import os
 import sys
@@ -27,7 +28,7 @@ from derain.synthesize import stand_in, synthetic_label
 from derain.video import KEPT_CONTAINERS, derain_video, is_video
 from networks import load_network
 from SSIM import PROTOCOL, image_metrics
-from utils import InputError, choose_device, choose_precision, environment, sha256_of, write_json
+from utils import InputError, choose_device, choose_precision, environment, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,9 @@ class EvalSettings:
     """The images of a test, the weights, and the files that are written."""
 
     data_path: tuple[Path, ...] = setting(
-        (), "images, films and folders of them; of a test set its folder", alias="rainy_dir"
+        (),
+        "images, films and folders of them; of a test set its folder",
+        names=["--data_path", "--rainy_dir"],
     )
     clean_dir: Path | None = setting(None, "folder of the clean images, if not in --data_path")
     logdir: Path = setting(Path("logs/Rain100H"), "folder with net_latest.pth, or a .pth file")
@@ -77,7 +80,8 @@ def evaluate(
     precision = choose_precision(settings.precision, device)
     tile = parse_tile(settings.tile)
     weights = weights_file(settings.logdir)
-    checksum = sha256_of(weights)  # now, because a training may replace the file meanwhile
+    # The checksum is taken now, because a training may replace the file meanwhile.
+    checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
     network = open_network(weights, device, precision, load)
     derain = partial(derain_image, network, tile=tile, quantization=settings.quantize)
 

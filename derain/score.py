@@ -43,8 +43,10 @@ note = partial(print, file=sys.stderr)  # for lines that are not part of the tab
 class Settings:
     """The command line."""
 
-    methods: tuple[str, ...] = setting((), "result folders, each as NAME=FOLDER", positional=True)
-    set: str = setting("", "Rain100H, Rain100L or Rain12, or a folder of pairs", alias="rainy_dir")
+    methods: tuple[str, ...] = setting((), "result folders, each as NAME=FOLDER", names=["methods"])
+    set: str = setting(
+        "", "Rain100H, Rain100L or Rain12, or a folder of pairs", names=["--set", "--rainy_dir"]
+    )
     clean_dir: Path | None = setting(None, "folder of the clean images, if not below --set")
     protocol: str = setting("prenet", "how papers score", (*PROTOCOLS, "all"))
     crop_border: int = setting(0, "pixels to leave out at each side")

@@ -106,7 +106,7 @@ def identify(hashes: Sequence[str]) -> tuple[str, int]:
 class Settings:
     """The command line."""
 
-    folders: tuple[Path, ...] = setting((), "folders of pairs to check", positional=True)
+    folders: tuple[Path, ...] = setting((), "folders of pairs to check", names=["folders"])
 
 
 def main(settings: Settings) -> None:

@@ -80,12 +80,12 @@ def test_json_is_strict(tmp_path: Path) -> None:
 @dataclasses.dataclass(frozen=True)
 class Example:
     recipe: str = setting("slow", "which", RECIPES)
-    count: int = setting(3, "how many (100 % of them)", alias="number")
+    count: int = setting(3, "how many (100 % of them)", names=["--count", "--number"])
     fast: bool = setting(False, "hurry")
     steps: tuple[int, ...] = setting((1, 2), "when")
     limit: int | None = setting(None, "at most")
     kind: str = setting("a", "which", ("a", "b"))
-    files: tuple[Path, ...] = setting((), "what", positional=True)
+    files: tuple[Path, ...] = setting((), "what", names=["files"])
     constant: str = "not a flag"
 
 
