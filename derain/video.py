@@ -120,8 +120,9 @@ def _opened(source: Path) -> Iterator[tuple[Any, Any]]:
     with reader:  # PyAV must not be left to close it while it collects garbage
         covers = av.stream.Disposition.attached_pic
         films = [video for video in reader.streams.video if not video.disposition & covers]
-        if not films or reader.format.name.endswith("_pipe"):  # an image
-            raise InputError(f"{source}: holds no film; name another file")
+        is_image = reader.metadata.get("major_brand") in ("avif", "heic", "heix", "mif1")
+        if not films or is_image or reader.format.name.endswith("_pipe"):  # other images
+            raise InputError(f"{source}: holds no film; give an image the suffix of its format")
         yield reader, films[0]
 
 
