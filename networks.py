@@ -8,6 +8,10 @@ This file needs torch and nothing else; to use the network elsewhere, copy it:
     from networks import load_network
     network = load_network("logs/Rain100H/net_latest.pth")
     derained = network(rainy)            # (N, 3, H, W) RGB in [0, 1] -> the same shape
+
+Reading order: SpatialAttention and ChannelAttention make DualAttention; two of those and a
+convolution make a ResidualGroup; five groups between a head and a tail make DARGNet.
+derain/inference.py runs a trained network faster, and in exact tiles.
 """
 
 from __future__ import annotations
@@ -66,7 +70,7 @@ class ChannelAttention(nn.Module):
         self.pointwise = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pointwise(self.act(self.depthwise(x))).sigmoid_()
+        return torch.sigmoid(self.pointwise(self.act(self.depthwise(x))))
 
 
 class DualAttention(nn.Module):
@@ -78,7 +82,7 @@ class DualAttention(nn.Module):
         self.channel = ChannelAttention(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.spatial(x) * self.channel(x)).add_(x)
+        return x + self.spatial(x) * self.channel(x)
 
 
 class ResidualGroup(nn.Module):
@@ -102,10 +106,12 @@ class ResidualGroup(nn.Module):
 class DARGNet(nn.Module):
     """The deraining network: rainy RGB (N, 3, H, W) in [0, 1] -> derained RGB, same shape.
 
-    Every convolution pads with zeros, so images may have any size. There is no final activation:
-    values may leave [0, 1] slightly, so clip them. channels: width of every hidden layer; groups:
-    number of residual groups. The paper's 32 and 5 make 387,495 parameters and 62.69 GMAC for a
-    481x321 image.
+    Every convolution pads with zeros, so images may have any size. The derained image is predicted
+    directly: there is no skip from the input image and no final activation, so values may leave
+    [0, 1] slightly; clip them.
+
+    channels: width of every hidden layer; groups: number of residual groups. The paper's 32 and 5
+    make 387,495 parameters and 62.69 GMAC for a 481x321 image.
 
     receptive_field: how many pixels to each side an output pixel depends on, 60 by default. Tiles
     with this much overlap are exact. Adapt it when you change the layers.
@@ -139,7 +145,11 @@ class DARGNet(nn.Module):
 
     @torch.no_grad()
     def start_as_identity(self) -> None:
-        """Rescale fresh weights to make the network almost the identity, which trains faster."""
+        """Rescale fresh weights to make the network almost the identity, which trains faster.
+
+        Head and tail copy three channels, on top of a third of their random weights; groups and
+        body contribute a tenth of their usual output.
+        """
         for group in self.groups:
             group.conv.weight.mul_(0.1)
         self.body[0].weight.mul_(0.1)
