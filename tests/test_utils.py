@@ -163,6 +163,7 @@ def test_stderr_may_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["script"])
     monkeypatch.setattr(sys, "stderr", None)
     run_script(lambda _: list(tqdm([1])), Example(), "")
+    sys.stderr.close()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such signals there")
