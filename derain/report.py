@@ -153,7 +153,9 @@ def write_page(folder: Path, label: str, table: str, results: Sequence[Result]) 
         both_ends = zip(ranking, reversed(ranking), strict=True)
         shown = list(itertools.chain.from_iterable(both_ends))[: len(results)]
     shown = shown[:MOST_IMAGES]
-    note = f"{len(shown)} of {len(results)} images. Protocol of scores: {PROTOCOL}."
+    note = f"{len(shown)} of {len(results)} images."
+    if table:
+        note += f" Protocol of scores: {PROTOCOL}."
     template = string.Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     page = template.substitute(
         title=html.escape(label),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import scene, write_pairs
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -21,13 +21,6 @@ from utils import InputError
 
 # The same examples everywhere; FUZZ=20 in the environment makes 20 times as many, others each time.
 FUZZ = int(os.environ.get("FUZZ", "1"))
-CALM = {
-    "deadline": None,
-    "derandomize": FUZZ == 1,
-    "phases": (Phase.explicit, Phase.generate),
-    "suppress_health_check": list(HealthCheck),
-    "max_examples": 50 * FUZZ,
-}
 SUFFIXES = (".png", ".jpg", ".tif", ".bmp", ".webp", ".pth", ".h5")
 
 
@@ -68,7 +61,7 @@ def test_damaged_files(
         st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=8),
         st.one_of(st.just(1.0), st.floats(0, 1)),
     )
-    @settings(**CALM)
+    @settings(max_examples=50 * FUZZ, derandomize=FUZZ == 1, deadline=None, phases=[Phase.generate])
     def damage_and_read(changes: list[tuple[float, int]], length: float) -> None:
         data = bytearray(whole_files[suffix])
         for place, value in changes:
