@@ -234,6 +234,8 @@ def default_folder(name: str, rain: str) -> Path:
 
 def own_files(path: Path) -> list[Path]:
     """Return the images and films at a path: a file, a folder, or a pattern such as *.jpg."""
+    if path.is_file():
+        return [path]
     if not path.is_dir():
         # Windows leaves patterns as they are.
         matches = map(Path, sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207
@@ -274,7 +276,10 @@ def record_sources(folder: Path, names: Sequence[str], sources: Sequence[Path]) 
     """
     record, recorded = folder / "sources.json", dict[str, str]()
     if record.exists():
-        recorded = json.loads(record.read_text(encoding="utf-8"))
+        try:
+            recorded = dict(json.loads(record.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{record}: damaged; choose another --save_path") from error
     elif any(folder.glob("[!.]*")):
         raise InputError(f"{folder}: holds other files than results; choose another --save_path")
     for name, source in zip(names, map(os.path.realpath, sources), strict=True):

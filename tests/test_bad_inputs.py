@@ -71,6 +71,7 @@ TABLE: list[tuple[str, Callable[[], object], tuple[str, ...], object]] = [
     ("a file for the results", lambda: Path("out").write_text("kept"), WEIGHTS, "out"),
     ("foreign files", lambda: write(Path("out/a.png"), scene(9)[0]), ("test", "own"), "out"),
     ("damaged state", lambda: write_text("out/state_latest.pth"), ("train",), "state_latest.pth"),
+    ("damaged record", lambda: write_text("out/sources.json"), ("test", "own"), "sources.json"),
     ("no permission", lambda: no_permission(Path("out")), WEIGHTS, "out"),
 ]
 

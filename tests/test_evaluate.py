@@ -206,12 +206,20 @@ def test_inputs_of_one_name(inline: Command) -> None:
 
 def test_several_paths_and_patterns(inline: Command) -> None:
     """Also patterns that no shell has expanded, as on Windows, and those of subfolders."""
-    for name in ("a.png", "b.jpg", "more/c.png", "more/deep/d.bmp", "more/notes.txt"):
+    for name in (
+        "a.png",
+        "a[1].png",
+        "a1.png",
+        "b.jpg",
+        "more/c.png",
+        "more/deep/d.bmp",
+        "more/notes.txt",
+    ):
         write(Path(name).with_suffix(".png"), RGB).rename(name)
     command = ("test_real.py", "--logdir", "my_logs", "--no-page", "--data_path")
     flags = ("--format", "webp", "--save_path", "flat")
-    result = succeeds(inline(*command, "a.png", "*.jpg", "more", *flags))
-    assert sorted(results_of(Path("flat"))) == ["a.webp", "b.webp", "c.webp"]
+    result = succeeds(inline(*command, "a.png", "a[1].png", "*.jpg", "more", *flags))
+    assert sorted(results_of(Path("flat"))) == ["a.webp", "a[1].webp", "b.webp", "c.webp"]
     assert "more: 2 other files and folders are left out" in result.stderr
     succeeds(inline(*command, "more/**/*.[pb]*", "--save_path", "deep"))
     assert sorted(results_of(Path("deep"))) == ["c.png", "d.png"]
