@@ -31,26 +31,20 @@ class SSIM(nn.Module):
 
     Inputs: (N, C, H, W), float, in [0, 1], of equal shapes; each channel is compared by itself.
     Returns a scalar in (-1, 1], which is 1 for equal images. The 11x11 Gaussian window (sigma 1.5)
-    runs over zero-padded images, so that borders count too; `padded=False` uses whole windows only.
-    C1 = 0.01^2 and C2 = 0.03^2. Half-precision inputs are computed in float32.
-
-    Raises ValueError if the shapes differ or are smaller than the window.
+    runs over zero-padded images, so that borders count too. C1 = 0.01^2 and C2 = 0.03^2.
+    Half-precision inputs are computed in float32. Raises ValueError if the shapes differ.
     """
 
-    def __init__(self, padded: bool = True) -> None:
+    def __init__(self) -> None:
         super().__init__()
         x = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
         window = torch.exp(-(x**2) / (2 * SIGMA**2))
         self.window = window / window.sum()  # stays on the CPU: Apple's GPUs have no float64
-        self.padding = WINDOW // 2 if padded else 0
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         if first.shape != second.shape or first.dim() != 4:
             shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
             raise ValueError(f"expected equal (N, C, H, W), got {shapes}")
-        if not self.padding and min(first.shape[-2:]) < WINDOW:
-            size = tuple(first.shape[-2:])
-            raise ValueError(f"images of {size} are smaller than the {WINDOW}x{WINDOW} window")
         # Variances are small differences of large numbers: half precision would lose them.
         with torch.autocast(first.device.type, enabled=False):
             dtype = torch.promote_types(first.dtype, second.dtype)
@@ -70,8 +64,8 @@ class SSIM(nn.Module):
         window = self.window.to(maps.dtype).to(maps.device)
         rows = window.view(1, 1, 1, -1).expand(channels, -1, -1, -1)
         columns = window.view(1, 1, -1, 1).expand(channels, -1, -1, -1)
-        maps = F.conv2d(maps, rows, padding=(0, self.padding), groups=channels)
-        return F.conv2d(maps, columns, padding=(self.padding, 0), groups=channels)
+        maps = F.conv2d(maps, rows, padding=(0, WINDOW // 2), groups=channels)
+        return F.conv2d(maps, columns, padding=(WINDOW // 2, 0), groups=channels)
 
 
 def luma(image: np.ndarray) -> np.ndarray:
@@ -141,11 +135,9 @@ def ssim(first: np.ndarray, second: np.ndarray, **options: int) -> float:
 
 def _downsample(image: np.ndarray, factor: int) -> np.ndarray:
     """Average over factor x factor pixels (symmetric borders) and keep every factor-th pixel."""
-    if factor == 1:
-        return image
-    window = (factor, factor)
     # The centre of an even window is its upper left one in MATLAB, its lower right one in OpenCV.
     middle = ((factor - 1) // 2, (factor - 1) // 2)
+    window = (factor, factor)
     averaged = cv2.boxFilter(image, -1, window, anchor=middle, borderType=cv2.BORDER_REFLECT)
     return averaged[::factor, ::factor]
 

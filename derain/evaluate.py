@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from derain import figure, images, report
+from derain import images, report
 from derain.cli import check_folder, setting, text_to_paths
 from derain.inference import Loader, derain_image, open_network, parse_tile, weights_file
 from derain.pairs import Pair, find_pairs, list_images, read_pair
@@ -49,7 +49,6 @@ class EvalSettings:
     quantize: str = setting("round", "to 8 bits; the authors truncated", ("round", "truncate"))
     tile: str = setting("auto", "auto, off, or the side of exact tiles in pixels")
     page: bool = setting(True, "write index.html, every image with a before/after slider")
-    figure: tuple[str, ...] | None = setting(None, "draw figure.png of images by name, or of three")
     format: str = setting("png", "own images: how they are saved", ("png", "jpg", "webp"))
     quality: int = setting(95, "of jpg and webp, 1 to 100")
     out: Path | None = setting(None, "the file for a single image or film, instead of a folder")
@@ -70,7 +69,7 @@ def evaluate(
     """Derain a test set, or own images and films (test_set None); write the results, then print.
 
     load: makes a network from a weights file. Writes a result per input under its name,
-    sources.json, results.csv, results.json and, if asked to, index.html and figure.png.
+    sources.json, results.csv, results.json and, if asked to, index.html.
 
     Raises InputError for anything wrong with images, weights or settings. An unreadable image ends
     the run of a test set; of own images it is reported and skipped, and the error comes at the end.
@@ -88,14 +87,11 @@ def evaluate(
     inputs, label, folder = find_inputs(settings, test_set)
     sources = [pair.rainy for pair in inputs]
     names = result_names(sources, settings.format)
-    figure.check_figure(settings.figure, names)
     if settings.out:
         folder, names = settings.out.parent, [settings.out.name]
     check_folder(folder)
     if not settings.out:
         record_sources(folder, names, sources)
-        if settings.figure is not None:
-            record_sources(folder, ["figure.png"], [folder / "figure.png"])
     note(f"{label}: {len(inputs)} files, weights {weights}, {device} {precision}")
 
     results, errors = list[Result](), list[str]()
@@ -125,8 +121,6 @@ def evaluate(
         table = report.write_tables(folder, label, test_set, results, about)
         if settings.page:
             report.write_page(folder, label, table, results)
-        if settings.figure is not None:
-            report.draw_figure(folder, results, settings.figure)
         if table:
             print(f"{label}, {len(results)} pairs ({PROTOCOL})\n{table}")
     print(f"{len(inputs) - len(errors)} results in {settings.out or folder}")

@@ -1,7 +1,6 @@
 """Draw rainy, derained and clean images side by side, with an enlarged part, as PNG or PDF."""
 
-from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
@@ -18,43 +17,20 @@ STYLE = {"font.size": 9, "pdf.fonttype": 42, "text.parse_math": False}
 Scene = Mapping[str, np.ndarray]
 
 
-def check_figure(names: Sequence[str] | None, images: Sequence[str]) -> None:
-    """Raise InputError if --figure can't be drawn. names: its values, None if it is not given."""
-    if names is None:
-        return
-    if find_spec("matplotlib") is None:
-        raise InputError("--figure: needs matplotlib; pip install -r requirements-extra.txt")
-    choose_images(dict.fromkeys(images, 0.0), names)
-
-
-def choose_images(gains: Mapping[str, float], names: Sequence[str]) -> list[str]:
-    """Return the names of the images to draw.
-
-    gains: of all images, by name, the PSNR gained in dB. names: those to draw, with or without
-    suffix; if empty, the images of largest, median and smallest gain.
-
-    Raises InputError for a name that no image has.
-    """
-    chosen = []
-    for name in names:
-        found = [image for image in gains if name in (image, Path(image).name, Path(image).stem)]
-        if not found:
-            raise InputError(f"--figure {name}: no such image; {next(iter(gains))} is one")
-        chosen.append(found[0])
-    if not names:
-        ordered = sorted(gains, key=lambda image: -gains[image])
-        chosen = [ordered[0], ordered[len(ordered) // 2], ordered[-1]]
-    return list(dict.fromkeys(chosen))
-
-
 def write_figure(path: Path, scenes: Mapping[str, Scene]) -> None:
     """Draw scenes, by title, that have the same columns; write a .png or .pdf file.
 
-    Below each image its part at `crop_place` is enlarged.
+    Below each image its part at `crop_place` is enlarged. A single method gets one more column, the
+    rain that it removed. Raises InputError without matplotlib.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+    except ImportError as error:
+        raise InputError(
+            "figures need matplotlib: pip install -r requirements-extra.txt"
+        ) from error
 
     rows = [with_removed_rain(scene) for scene in scenes.values()]
     heights = []  # in widths of a column
@@ -79,11 +55,12 @@ def write_figure(path: Path, scenes: Mapping[str, Scene]) -> None:
 
 
 def with_removed_rain(scene: Scene) -> Scene:
-    """Return a scene; if it has a single method, also the rain that it removed."""
+    """Return a scene; if it has a single method, also the rain that it removed, magnified."""
     methods = [name for name in scene if name not in ("rainy", "clean")]
     if len(methods) > 1:
         return scene
-    return {**scene, REMOVED: difference(scene["rainy"], scene[methods[0]])}
+    removed = cv2.absdiff(scene["rainy"], scene[methods[0]])
+    return {**scene, REMOVED: cv2.convertScaleAbs(removed, alpha=GAIN)}
 
 
 def draw_row(axes: np.ndarray, columns: Scene) -> None:
@@ -103,11 +80,6 @@ def draw_row(axes: np.ndarray, columns: Scene) -> None:
             part.set_xlabel("PSNR / SSIM (Y)")
         elif clean is not None and name != REMOVED:
             part.set_xlabel(f"{psnr_y(image, clean):.2f} dB / {ssim_y(image, clean):.4f}")
-
-
-def difference(image: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return the magnified absolute difference, clipped at 255."""
-    return cv2.convertScaleAbs(cv2.absdiff(image, other), alpha=GAIN)
 
 
 def legible(text: str) -> str:

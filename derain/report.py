@@ -1,4 +1,4 @@
-"""The report on a test: results.csv, results.json, the table, figure.png and the page, index.html.
+"""The report on a test: results.csv, results.json, the table and the page, index.html.
 
 The page shows every image with a slider between before and after. It is one file with small JPEGs
 in it, to be mailed or opened from a disk.
@@ -20,8 +20,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from derain.figure import choose_images, write_figure
-from derain.images import read_image, read_rgb
+from derain.images import read_image
 from derain.sets import TestSet
 from SSIM import PROTOCOL
 from utils import write_atomically, write_json
@@ -129,20 +128,6 @@ def as_text(lines: Mapping[str, Means]) -> str:
             value = means.get(metric)
             text += f"{'-':>10}" if value is None else f"{value:>10.{digits}f}"
     return text
-
-
-def draw_figure(folder: Path, results: Sequence[Result], names: Sequence[str]) -> None:
-    """Draw figure.png of the images named, or of those of largest, median and smallest gain."""
-    by_name = {result.name: result for result in results}
-    scenes = {}
-    for name in choose_images({name: r.gain for name, r in by_name.items()}, names):
-        result = by_name[name]
-        title = f"{name}, {result.gain:+.2f} dB" if result.after else name
-        scenes[title] = {version: read_rgb(path) for version, path in result.files.items()}
-    write_figure(folder / "figure.png", scenes)
-
-
-# ---------------------------------------------------------------- the page
 
 
 def write_page(folder: Path, label: str, table: str, results: Sequence[Result]) -> None:

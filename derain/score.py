@@ -19,8 +19,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from derain import figure
 from derain.cli import check_folder, run_script, setting
+from derain.figure import write_figure
 from derain.images import read_rgb
 from derain.pairs import Pair, find_pairs, list_images, match_names
 from derain.sets import TEST_SETS, identify_pairs
@@ -85,9 +85,10 @@ def compare(settings: Settings) -> None:
     label = identify_pairs(pairs)  # it also reads all pairs, so that misfits are found now
     label = synthetic_label(pairs[0].rainy.parent) or label
     names = [pair.rainy.name for pair in pairs]
-    figure.check_figure(settings.figure, names)
+    drawn: list[str] = []
     if settings.figure is not None:
         check_folder(settings.out, "--out")
+        drawn = choose_images(settings.figure, names)
     files = find_files(settings, pairs)
 
     protocols = list(PROTOCOLS) if settings.protocol == "all" else [settings.protocol]
@@ -104,15 +105,30 @@ def compare(settings: Settings) -> None:
             for name, row in zip(names, rows, strict=True):
                 writer.writerow([method, name, *np.ravel(row)])
     else:
-        notes = [f"{folder}: {label}, {len(pairs)} images"]
+        part = f"the part that all methods have, {settings.crop_border} pixels cropped at each side"
+        notes = [f"{folder}: {label}, {len(pairs)} images, {part}"]
         notes += [f"{protocol}: {PROTOCOLS[protocol]}" for protocol in protocols]
-        if settings.crop_border:
-            notes.append(f"Without {settings.crop_border} pixels at each side.")
-        if settings.common_size:
-            notes.append("Each image is scored on the part that all methods have.")
         print(table(scores, columns, notes, settings.format == "latex"))
-    if settings.figure is not None:
-        draw(settings, names, files)
+    if drawn:
+        scenes = {}
+        for name in drawn:
+            scenes[name] = read_scene(files, names.index(name), settings.crop_border)
+        write_figure(settings.out / "figure.png", scenes)
+        write_figure(settings.out / "figure.pdf", scenes)
+        note(f"{settings.out}: figure.png and figure.pdf are written")
+
+
+def choose_images(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return the images to draw: those wanted, with or without suffix, or first, middle, last."""
+    if not wanted:
+        wanted = [names[0], names[len(names) // 2], names[-1]]
+    chosen = []
+    for text in wanted:
+        found = [name for name in names if text in (name, Path(name).stem)]
+        if not found:
+            raise InputError(f"--figure {text}: no such image; {names[0]} is one")
+        chosen.append(found[0])
+    return chosen
 
 
 def find_files(settings: Settings, pairs: Sequence[Pair]) -> Files:
@@ -188,16 +204,6 @@ def table(scores: Mapping[str, list], columns: Sequence[str], notes: list[str], 
     begin = r"\begin{tabular}{l" + "r" * len(columns) + "}"
     body = [r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule", r"\end{tabular}"]
     return "\n".join([*(f"% {text}" for text in notes), begin, *body])
-
-
-def draw(settings: Settings, names: Sequence[str], files: Files) -> None:
-    """Draw the figure: the images named, or the first, the middle and the last one."""
-    scenes = {}
-    for name in figure.choose_images(dict.fromkeys(names, 0.0), settings.figure):
-        scenes[name] = read_scene(files, names.index(name), settings.crop_border)
-    for path in (settings.out / "figure.png", settings.out / "figure.pdf"):
-        figure.write_figure(path, scenes)
-        note(f"{path}: written")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from derain.cli import run_script, setting
-from derain.figure import check_figure, write_figure
+from derain.figure import write_figure
 from derain.inference import derain, open_network
 from derain.synthesize import add_rain, free_photographs, rain_layer
 from SSIM import image_metrics
@@ -31,8 +31,6 @@ class Settings:
 
 def walk(settings: Settings) -> None:
     """Print what each step gives, and write the figure."""
-    check_figure((), [settings.photo])
-
     # 1. A photograph that scikit-image ships. Images are (H, W, 3) uint8 RGB in all of this code.
     clean = free_photographs(HEIGHT, WIDTH)[settings.photo]
     print(f"1. photograph  {settings.photo}, {WIDTH}x{HEIGHT} pixels from its middle")

@@ -117,7 +117,6 @@ def test_bad_inputs(inline: Command, row: tuple, name: str) -> None:
         (("test_real.py", "--out", "x.png", "--data_path", "pairs"), "--out"),
         (("test_Rain12.py", "--data_path", "pairs", "pairs"), "--data_path"),
         (("test_Rain12.py", "--data_path", "pairs", "--out", "x.png"), "--out"),
-        (("test_Rain12.py", "--data_path", "pairs", "--figure", "x"), "--figure x"),
     ],
 )
 def test_bad_settings(inline: Command, flags: tuple[str, ...], culprit: str) -> None:

@@ -1,19 +1,20 @@
-"""Figures: which images, pixels, crops and scores they show, and the examples that draw them."""
+"""Figures: which pixels, crops and scores they show, and the example that draws one."""
 
 from __future__ import annotations
 
 import base64
 import io
 import re
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, Command, one_error, scene, write, write_pairs
+from conftest import ROOT, Command, scene
 from PIL import Image
 
-from derain.figure import check_figure, choose_images, crop_place, write_figure
+from derain.figure import crop_place, write_figure
 from derain.images import read_rgb
 from SSIM import psnr_y, ssim_y
 from utils import InputError
@@ -79,28 +80,15 @@ def test_the_crop_is_where_most_rain_lies_over_most_detail() -> None:
     assert w == 120 and x + w // 2 > 300 and y + w // 4 < 120
 
 
-def test_without_names_a_figure_shows_largest_median_and_smallest_gain() -> None:
-    gains = {"a.png": 1.0, "b.png": 3.0, "c/d.png": np.inf, "e.png": 2.0, "f.png": 0.0}
-    assert choose_images(gains, ()) == ["c/d.png", "e.png", "f.png"]
-    assert choose_images(dict.fromkeys(gains, 0.0), ()) == ["a.png", "c/d.png", "f.png"]
-    assert choose_images({"a.png": 1.0}, ()) == ["a.png"]
-    assert choose_images(gains, ("d", "a.png", "d.png")) == ["c/d.png", "a.png"]
-    with pytest.raises(InputError, match=r"--figure x.*a\.png"):
-        check_figure(["x"], list(gains))
-
-
-def test_a_test_draws_its_figure_and_replaces_no_result_by_it(
-    inline: Command, tmp_path: Path, weights: Path
+def test_matplotlib_is_named_if_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_pairs(tmp_path / "pairs", 2)
-    write(tmp_path / "figure.jpg", scene(1)[0])
-    common = ("--logdir", weights, "--save_path", "out", "--data_path")
-    assert inline("test_Rain12.py", *common, "pairs", "--figure").returncode == 0
-    assert read_rgb(tmp_path / "out/figure.png").shape[1] > 4 * 280
-    one_error(inline("test_real.py", *common, "figure.jpg"), "out/figure.png")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match="pip install"):
+        write_figure(tmp_path / "f.png", {"scene": images()})
 
 
-# ---------------------------------------------------------------- the examples
+# ---------------------------------------------------------------- the example
 
 
 @pytest.mark.slow
@@ -115,14 +103,3 @@ def test_the_readme_shows_what_its_command_draws(inline: Command, tmp_path: Path
     committed, drawn = read_rgb(ROOT / out), read_rgb(tmp_path / "drawn.png")
     drawn = cv2.resize(drawn, committed.shape[1::-1])  # other versions of matplotlib, other margins
     assert cv2.absdiff(committed, drawn).mean() < 3
-
-
-def test_the_attention_example(inline: Command, tmp_path: Path, weights: Path) -> None:
-    """Draw a row for the images and one for each of two attentions; the rainy image comes first."""
-    rainy = scene(1)[0]
-    write(tmp_path / "photo.png", rainy)
-    flags = ("--image", "photo.png", "--logdir", weights, "--out", "out.png")
-    assert inline("examples.attention", *flags).returncode == 0
-    drawn, (height, width, _) = read_rgb(tmp_path / "out.png"), rainy.shape
-    assert drawn.shape == (3 * (height + 4) + 4, 2 * (width + 4) + 4, 3)
-    assert np.array_equal(drawn[4 : 4 + height, 4 : 4 + width], rainy)

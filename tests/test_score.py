@@ -15,7 +15,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from test_ssim import OPTIONS, vector
 
 from derain.images import read_rgb
-from derain.score import PROTOCOLS, score, table
+from derain.score import PROTOCOLS, choose_images, score, table
 
 # PSNR and SSIM of vector(384, 512) by piq 0.8.0 in double precision. "full_range": psnr with
 # convert_to_greyscale, and ssim of its Y. "rgb": psnr and ssim. ssim with downsample=False.
@@ -205,3 +205,6 @@ def test_the_figure(run: Command, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "out/figure.pdf").read_bytes().startswith(b"%PDF")
     assert read_rgb(tmp_path / "out/figure.png").shape[1] > 4 * 280
+    names = ["a.png", "b.png", "c.png", "d.png"]
+    assert choose_images((), names) == ["a.png", "c.png", "d.png"]
+    assert choose_images(("d", "a.png"), names) == ["d.png", "a.png"]
