@@ -48,8 +48,8 @@ def save(path: Path, array: np.ndarray = RGB, **options: Any) -> Path:
 
 
 def png(array: np.ndarray, *chunks: tuple[bytes, bytes]) -> bytes:
-    """Return a PNG of (H, W) or (H, W, 3) RGB with more chunks behind its header."""
-    data = cv2.imencode(".png", array[..., ::-1] if array.ndim == 3 else array)[1].tobytes()
+    """Return a PNG of (H, W, 3) RGB with more chunks behind its header."""
+    data = cv2.imencode(".png", array[..., ::-1])[1].tobytes()
     more = b""
     for name, content in chunks:
         checksum = zlib.crc32(name + content)
@@ -63,13 +63,9 @@ def tiff(array: np.ndarray, photometric: Any = "rgb", **options: Any) -> bytes:
     return data.getvalue()
 
 
-def raw(*tags: tuple, **options: Any) -> bytes:
-    """Return a small RGB image that is followed by a large one, behind a colour filter."""
+def pillow_tiff(tags: dict[int, Any]) -> bytes:
     data = io.BytesIO()
-    with tifffile.TiffWriter(data) as file:
-        file.write(RGB[::4, ::4].copy(), photometric="rgb", extratags=tags, **options)
-        pattern = [(33421, "H", 2, (2, 2), True), (33422, "B", 4, bytes([0, 1, 1, 2]), True)]
-        file.write(GREY16[..., 0], photometric="cfa", extratags=pattern)
+    Image.fromarray(RGB).save(data, "TIFF", tiffinfo=tags)
     return data.getvalue()
 
 
@@ -82,6 +78,12 @@ def rejected(path: Path, content: bytes | None = None) -> str:
     line = str(caught.value)
     assert str(path) in line and "\n" not in line
     return line
+
+
+def cannot_be_written(path: Path, image: DecodedImage) -> None:
+    with pytest.raises(InputError, match=f"{path.name}: .*write it as PNG"):
+        write_image(path, image)
+    assert not path.exists()
 
 
 def assert_same(found: DecodedImage, expected: DecodedImage) -> None:
@@ -115,18 +117,6 @@ def test_images_are_read_as_pillow_reads_them(tmp_path: Path, suffix: str, mode:
     assert_same(found, DecodedImage(expected, alpha, grey=mode in ("1", "L")))
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_are_upright(tmp_path: Path, suffix: str, orientation: int) -> None:
-    path = save(tmp_path / f"a.{suffix}", exif=exif(orientation))
-    with Image.open(path) as image:
-        expected = np.asarray(ImageOps.exif_transpose(image))
-    assert np.array_equal(read_image(path).rgb, expected)
-    write_image(tmp_path / "out.png", read_image(path))
-    with Image.open(tmp_path / "out.png") as image:
-        assert image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-
-
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp", "a.tif", "camera.jpg"])
 def test_frames_are_counted(tmp_path: Path, name: str) -> None:
     """Those of a camera's JPEG are previews."""
@@ -139,22 +129,17 @@ def test_frames_are_counted(tmp_path: Path, name: str) -> None:
 
 
 STRAIGHT, PREMULTIPLIED = {"extrasamples": ["unassalpha"]}, {"extrasamples": ["assocalpha"]}
-UNUSED = {"extrasamples": ["unspecified"]}  # such as infrared
-PLANAR = {"planarconfig": "separate"}
 PPM = b"P6 56 40 65535\n" + RGB16.astype(">u2").tobytes()
 TURNED = DecodedImage(np.rot90(RGB16, -1))
 READ = {
     "PPM, 16": (PPM, DecodedImage(RGB16)),
     "big endian, 16": (tiff(RGB16, byteorder=">"), DecodedImage(RGB16)),
-    "deflate, 16": (tiff(RGB16, compression="zlib", predictor=True), DecodedImage(RGB16)),
-    "BigTIFF, 16": (tiff(RGB16, bigtiff=True), DecodedImage(RGB16)),
     "LZW, 16": (cv2.imencode(".tif", RGB16[..., ::-1])[1].tobytes(), DecodedImage(RGB16)),
     "turned, 16": (tiff(RGB16, extratags=[(274, "H", 1, 6, True)]), TURNED),
     "grey, 16": (tiff(GREY16[..., 0], "minisblack"), DecodedImage(GREY16, grey=True)),
     "alpha, 16": (tiff(RGBA16, **STRAIGHT), DecodedImage(RGB16, ALPHA16)),
     "tiles": (tiff(RGB, tile=(16, 16)), DecodedImage(RGB)),
     "alpha": (tiff(RGBA, **STRAIGHT), DecodedImage(RGB, ALPHA)),
-    "infrared": (tiff(RGBA, **UNUSED), DecodedImage(RGB)),
     "five channels": (tiff(np.dstack([RGBA, ALPHA])), DecodedImage(RGB)),
 }
 
@@ -192,36 +177,28 @@ def changed(data: bytes, start: int, new: bytes) -> bytes:
     return data[:start] + new + data[start + len(new) :]
 
 
-MAKE, DNG = (271, "s", 0, "Camera", True), (50706, "B", 4, bytes([1, 4, 0, 0]), True)
 HUGE = changed(png(RGB), 16, struct.pack(">II", 60_000, 60_000))
 REJECTED = {  # content, words of the error
-    "DNG": (raw(DNG, MAKE, subfiletype=1, subifds=1), "raw file"),
-    "DNG without preview": (raw(DNG), "raw file"),
-    "NEF, ARW": (raw(MAKE, subfiletype=1, subifds=1), "raw file"),
-    "SRW": (raw(MAKE, subifds=1), "raw file"),
+    "DNG": (pillow_tiff({50706: bytes([1, 4, 0, 0])}), "raw file"),
+    "NEF, ARW, SRW": (pillow_tiff({271: "Camera", 330: 8}), "raw file"),
     "CR2": (b"II*\0\x10\0\0\0CR\2" + bytes(5) + tiff(GREY[..., 0], 1)[8:], "raw file"),
-    "scan behind its thumbnail": (raw(subfiletype=1), "begins with a preview"),
-    "planar": (tiff(np.moveaxis(RGB, 2, 0), **PLANAR), "plain PNG"),
-    "planar, 16": (tiff(np.moveaxis(RGB16, 2, 0), **PLANAR), "plain PNG"),
+    "scan behind its thumbnail": (tiff(RGB, subfiletype=1), "begins with a preview"),
+    "planar": (tiff(np.moveaxis(RGB, 2, 0), planarconfig="separate"), "plain PNG"),
     "white is zero, 16": (tiff(GREY16[..., 0], "miniswhite"), "plain PNG"),
     "premultiplied, 16": (tiff(RGBA16, **PREMULTIPLIED), "plain PNG"),
-    "infrared, 16": (tiff(RGBA16, **UNUSED), "plain PNG"),
+    "infrared, 16": (tiff(RGBA16, extrasamples=["unspecified"]), "plain PNG"),
     "grey and alpha, 16": (tiff(RGBA16[..., 2:].copy(), 1, **STRAIGHT), "PNG"),
-    "Lab": (tiff(RGB, "cielab"), "plain PNG"),
     "CMYK": (tiff(RGBA, "separated"), "plain PNG"),
     "32 bits": (tiff(GREY[..., 0].astype(np.int32), "minisblack"), "plain PNG"),
     "float": (tiff(RGB.astype(np.float32)), "PNG"),
     "TIFF, cut off": (tiff(RGB)[:5000], "get it again"),
     "TIFF, cut off, 16": (tiff(RGB16)[:-999], "damaged"),
-    "transparent grey, 16": (png(GREY16[..., 0], (b"tRNS", b"\0\7")), "plain PNG"),
     "transparent colour, 16": (png(RGB16, (b"tRNS", b"\0\7\0\7\0\7")), "plain PNG"),
     "turned PNG, 16": (png(RGB16, (b"eXIf", exif(6).tobytes()[6:])), "plain PNG"),
     "wrong checksum": (changed(png(RGB), 200, b"rain"), "get it again"),
-    "wrong checksum, 16": (changed(png(RGB16), 200, b"rain"), "get it again"),
     "no data": (png(RGB).replace(b"IDAT", b"iDAT"), "get it again"),
     "too large": (changed(HUGE, 29, struct.pack(">I", zlib.crc32(HUGE[12:29]))), "too large"),
     "HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "pip install pillow-heif"),
-    "text": (b"rain", "get it again"),
     "empty": (b"", "get it again"),
 }
 
@@ -241,9 +218,10 @@ def test_paths_that_are_rejected(tmp_path: Path) -> None:
         rejected(tmp_path / name)
 
 
-@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"quality": 30}])
-@pytest.mark.parametrize("array", [RGB, GREY[..., 0]], ids=["colour", "grey"])
-def test_a_jpeg_without_end_mark(tmp_path: Path, options: dict[str, int], array: Any) -> None:
+@pytest.mark.parametrize(
+    ("array", "options"), [(RGB, {}), (RGB, {"subsampling": 0}), (GREY[..., 0], {"quality": 30})]
+)
+def test_a_jpeg_without_end_mark(tmp_path: Path, array: Any, options: dict[str, int]) -> None:
     """Read if its lines are complete, and never with lines that the decoder made up."""
     path = save(tmp_path / "a.jpg", array, **options)
     whole, expected = path.read_bytes(), read_rgb(path)
@@ -266,10 +244,11 @@ def test_jpegs_of_several_parts_need_their_end(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- metadata and results
 
 
-@pytest.mark.parametrize("source", ["jpg", "png", "webp", "tif"])
-@pytest.mark.parametrize("target", ["jpg", "png", "webp"])
+@pytest.mark.parametrize(
+    ("source", "target"), [("jpg", "png"), ("png", "jpg"), ("tif", "jpg"), ("webp", "webp")]
+)
 def test_metadata_travel(tmp_path: Path, source: str, target: str) -> None:
-    """Profile, camera, place, XMP, resolution; the orientation becomes upright."""
+    """Profile, camera, place, XMP, resolution; the image becomes upright."""
     tags = exif(6)
     info = PngInfo()
     info.add_itxt("XML:com.adobe.xmp", XMP.decode())
@@ -278,10 +257,12 @@ def test_metadata_travel(tmp_path: Path, source: str, target: str) -> None:
     else:
         tags[ExifTags.Base.ImageWidth] = 9999
     options = {"icc_profile": PROFILE, "exif": tags, "dpi": (300, 300), "xmp": XMP}
-    save(tmp_path / f"in.{source}", pnginfo=info, **options)
-    write_image(tmp_path / f"out.{target}", read_image(tmp_path / f"in.{source}"))
+    path = save(tmp_path / f"in.{source}", pnginfo=info, **options)
+    found = read_image(path)
+    with Image.open(path) as image:
+        assert np.array_equal(found.rgb, ImageOps.exif_transpose(image))
+    write_image(tmp_path / f"out.{target}", found)
     with Image.open(tmp_path / f"out.{target}") as image:
-        assert image.size == (40, 56)
         assert image.info["icc_profile"] == PROFILE
         assert image.info["xmp"] == XMP
         tags = image.getexif()
@@ -290,20 +271,21 @@ def test_metadata_travel(tmp_path: Path, source: str, target: str) -> None:
         assert ExifTags.Base.ImageWidth not in tags
         assert tags.get_ifd(ExifTags.IFD.GPSInfo)[1] == "N"
         assert tags.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FNumber] == 2.0
-        if target != "webp" and source != "webp":  # WebP has no resolution
+        if target != "webp":  # which has no resolution
             assert image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
 
 
-XMP_PARTS = (
-    "hdr-gain-map/1.0/",
-    "HDRGainMap/1.0/",
-    "photos/1.0/container/",
-    "photos/dd/1.0/device/",
+@pytest.mark.parametrize(
+    "part",
+    [
+        "hdr-gain-map/1.0/",
+        "HDRGainMap/1.0/",
+        "photos/1.0/container/",
+        "photos/dd/1.0/device/",
+        "xmpNote:HasExtendedXMP",
+        "<tiff:Orientation>6</tiff:Orientation>",
+    ],
 )
-XMP_PARTS += ("xmpNote:HasExtendedXMP", "<tiff:Orientation>6</tiff:Orientation>")
-
-
-@pytest.mark.parametrize("part", XMP_PARTS)
 def test_xmp_that_does_not_fit_the_result(tmp_path: Path, part: str) -> None:
     path = save(tmp_path / "a.jpg", xmp=XMP.replace(b"Rain", part.encode()), exif=exif())
     found = read_image(path).metadata
@@ -318,28 +300,23 @@ def described(gamma: int, *green: int) -> list[tuple[bytes, bytes]]:
 COLOURS = {
     "sRGB": [(b"sRGB", b"\0"), *described(45455, 30000, 60000)],
     "Adobe RGB": described(45470, 21000, 71000),
-    "Display P3": [(b"cICP", bytes([12, 13, 0, 1]))],
     "HDR": [(b"cICP", bytes([9, 16, 0, 1])), (b"cLLI", struct.pack(">II", 9**7, 9**6))],
 }
 
 
-@pytest.mark.parametrize("array", [RGB, RGB16], ids=["8 bits", "16 bits"])
 @pytest.mark.parametrize("name", COLOURS)
-def test_the_colours_of_a_png_are_kept(tmp_path: Path, array: np.ndarray, name: str) -> None:
+def test_the_colours_of_a_png_are_kept(tmp_path: Path, name: str) -> None:
     """As they are, or the format that can't keep them is rejected."""
-    content = png(array, *COLOURS[name])
+    content = png(RGB, *COLOURS[name])
     (tmp_path / "in.png").write_bytes(content)
     image = read_image(tmp_path / "in.png")
-    assert np.array_equal(image.rgb, array)
+    assert np.array_equal(image.rgb, RGB)
     write_image(tmp_path / "out.png", image)
     assert (tmp_path / "out.png").read_bytes() == content
-    for path in (tmp_path / "out.jpg", tmp_path / "out.webp"):
-        if name == "sRGB" and array is RGB:
-            write_image(path, image)
-            continue
-        with pytest.raises(InputError, match=path.name):
-            write_image(path, image)
-        assert not path.exists()
+    if name == "sRGB":
+        write_image(tmp_path / "out.jpg", image)
+    else:
+        cannot_be_written(tmp_path / "out.jpg", image)
 
 
 def test_quality_95_has_full_chroma(tmp_path: Path) -> None:
@@ -365,11 +342,9 @@ def test_metadata_that_do_not_fit(tmp_path: Path) -> None:
 
 
 def test_images_that_a_format_cannot_hold(tmp_path: Path) -> None:
-    wide = DecodedImage(np.zeros((2, 17_000, 3), np.uint8))
-    for name, image in (("a.webp", wide), ("a.jpg", DecodedImage(RGB, ALPHA))):
-        with pytest.raises(InputError, match=f"{name}: .*write it as PNG"):
-            write_image(tmp_path / name, image)
-        assert not (tmp_path / name).exists()
+    cannot_be_written(tmp_path / "a.webp", DecodedImage(np.zeros((2, 17_000, 3), np.uint8)))
+    cannot_be_written(tmp_path / "a.jpg", DecodedImage(RGB, ALPHA))
+    cannot_be_written(tmp_path / "a.jpg", DecodedImage(RGB16))
     write_image(tmp_path / "opaque.jpg", DecodedImage(RGB, np.full_like(ALPHA, 255)))
     assert read_image(tmp_path / "opaque.jpg").alpha is None
 
