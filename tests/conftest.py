@@ -1,14 +1,17 @@
-"""What the tests share: small scenes with rain, data sets of them, and the real commands."""
+"""What the tests share: scenes with rain, data sets of them, the real commands, a browser."""
 
-from __future__ import annotations
-
+import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,15 +31,13 @@ Result = subprocess.CompletedProcess[str]
 Command = Callable[..., Result]
 
 
-@pytest.fixture(autouse=True)
-def few_threads() -> None:
-    """Keep each test to one core, since they may run side by side."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(autouse=True, scope="session")
-def heed_signals() -> None:
-    """Let commands heed Ctrl-C and SIGHUP, which a job in the background ignores."""
+def prepare_process() -> None:
+    """Keep to one core, since tests may run side by side.
+
+    Let commands heed Ctrl-C and SIGHUP, which a job in the background ignores.
+    """
+    torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -121,9 +122,9 @@ def inline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Command:
     """The same as `command` in this process, without the seconds that importing torch takes."""
+    monkeypatch.chdir(tmp_path)
 
     def run(script: str, *arguments: str | Path) -> Result:
-        monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         capsys.readouterr()
         status = 0
@@ -155,3 +156,66 @@ def start(script: str, folder: Path, *flags: str, processes: int = 1) -> subproc
     how = {"cwd": folder, "env": os.environ | ENVIRONMENT, "start_new_session": True}
     with open(folder / "output.txt", "a") as output:
         return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, **how)
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    """Return the value of a condition as soon as it is true."""
+    until = time.monotonic() + 60
+    while not (value := condition()):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    return value
+
+
+class Browser:
+    """A headless Chromium, driven through chromedriver's HTTP (https://w3.org/TR/webdriver)."""
+
+    def __init__(self, server: subprocess.Popen, downloads: Path) -> None:
+        printed = ""
+        while "successfully on port" not in printed:
+            printed = server.stdout.readline()
+        self.address = f"http://127.0.0.1:{printed.split()[-1].strip('.')}/session"
+        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,900"]
+        chosen = {"args": flags, "prefs": {"download.default_directory": str(downloads)}}
+        wanted = {"alwaysMatch": {"goog:chromeOptions": chosen}}
+        self.address += "/" + self("", capabilities=wanted)["sessionId"]
+
+    def __call__(self, path: str, **body: Any) -> Any:
+        """Send a command; return the value of its answer."""
+        request = urllib.request.Request(self.address + path, json.dumps(body).encode())
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)["value"]
+
+    def wait(self, expression: str) -> Any:
+        """Return the value of an expression in JavaScript as soon as it is true."""
+        return wait_for(lambda: self("/execute/sync", script=f"return {expression}", args=[]))
+
+    def element(self, selector: str, action: str, **body: Any) -> None:
+        """Click or fill the element of a selector in CSS as soon as it is there."""
+        element = self.wait(f"document.querySelector('{selector}')")
+        self(f"/element/{next(iter(element.values()))}/{action}", **body)
+
+    def drag(self, handle: str, image: str) -> None:
+        """Drag an element 50 pixels to the right; wait until the edge of an image follows."""
+        origin = self.wait(f"document.querySelector('{handle}')")
+        steps = [
+            {"type": "pointerMove", "origin": origin, "x": 0, "y": 0},
+            {"type": "pointerDown", "button": 0},
+            {"type": "pointerMove", "origin": "pointer", "x": 50, "y": 0},
+            {"type": "pointerUp", "button": 0},
+        ]
+        self.wait(f"getComputedStyle({image}).clipPath == 'inset(0px 0px 0px 50%)'")
+        self("/actions", actions=[{"type": "pointer", "id": "mouse", "actions": steps}])
+        self.wait(f"parseFloat(getComputedStyle({image}).clipPath.split(' ')[3]) > 51")
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    driver = shutil.which("chromedriver")
+    if driver is None:
+        pytest.skip("no chromedriver here")
+    with subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, text=True) as server:
+        browser = Browser(server, tmp_path / "downloads")
+        yield browser
+        urllib.request.urlopen(urllib.request.Request(browser.address, method="DELETE")).close()
+        server.terminate()

@@ -1,15 +1,24 @@
-"""One table of bad inputs for all commands: one line names the culprit, and nothing is lost."""
-
-from __future__ import annotations
+"""Bad inputs of all commands in one table, and damaged files: one line each, nothing is lost."""
 
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import Command, one_error, scene, write, write_pairs
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from derain.images import read_image
+from DerainDataset import DerainDataset, prepare
+from networks import DARGNet, load_network
+from utils import InputError
+
+# The same damages everywhere; FUZZ=20 in the environment makes 20 times as many, others each time.
+FUZZ = int(os.environ.get("FUZZ", "1"))
 
 COMMON = ("--logdir", "my_logs", "--save_path", "out")
 TRAINING = ("--init", "my_logs", "--channels", "4", "--groups", "1", "--patch_size", "32")
@@ -82,9 +91,8 @@ def files() -> dict[str, bytes]:
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_with_pairs(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And with weights."""
-    monkeypatch.chdir(tmp_path)
+def pairs(inline: Command, weights: Path) -> None:
+    """Begin in a folder with pairs and weights."""
     write_pairs(Path("pairs"), 3)
 
 
@@ -106,22 +114,83 @@ def test_bad_inputs(inline: Command, row: tuple, name: str) -> None:
     assert before.items() <= files().items()
 
 
+IMAGE = "pairs/norain-001.png"
+OWN = ("test_real.py", "--logdir", "my_logs", "--data_path", IMAGE)
+SET = ("test_Rain12.py", "--logdir", "my_logs", "--data_path", "pairs")
+SCORE = ("derain.score", "--set", "pairs")
+
+
 @pytest.mark.parametrize(
     ("flags", "culprit"),
     [
-        (("test_real.py", "--tile", "big"), "--tile big"),
-        (("test_real.py", "--device", "cuda:77"), "--device cuda:77"),
-        (("test_real.py", "--clean_dir", "pairs"), "--clean_dir"),
-        (("test_real.py", "--out", "pairs/norain-001.png"), "norain-001.png"),
-        (("test_real.py", "--out", "x.tif"), "x.tif"),
-        (("test_real.py", "--out", "x.png", "--data_path", "pairs"), "--out"),
-        (("test_Rain12.py", "--data_path", "pairs", "pairs"), "--data_path"),
-        (("test_Rain12.py", "--data_path", "pairs", "--out", "x.png"), "--out"),
+        ((*OWN, "--tile", "big"), "--tile big"),
+        ((*OWN, "--device", "cuda:77"), "--device cuda:77"),
+        ((*OWN, "--clean_dir", "pairs"), "--clean_dir"),
+        ((*OWN, "--out", IMAGE), IMAGE),
+        ((*OWN, "--out", "x.tif"), "x.tif"),
+        ((*OWN, "pairs", "--out", "x.png"), "--out"),
+        ((*SET, "pairs"), "--data_path"),
+        ((*SET, "--out", "x.png"), "--out"),
+        (("derain.score", "a=pairs/rainy"), "--set"),
+        ((*SCORE,), "NAME=FOLDER"),
+        ((*SCORE, "pairs"), "pairs"),
+        ((*SCORE, "a="), "a="),
+        ((*SCORE, "rainy=pairs/rainy"), "rainy=pairs/rainy"),
+        ((*SCORE, "a=pairs/rainy", "a=pairs/rainy"), "a=pairs/rainy"),
+        ((*SCORE, "a=pairs/rainy", "--crop_border", "27"), "--crop_border 27"),
+        ((*SCORE, "a=pairs/rainy", "--crop_border", "-1"), "--crop_border -1"),
+        ((*SCORE, "a=pairs/rainy", "--figure", "rain-009"), "rain-009"),
+        ((*SCORE, "a=pairs/rainy", "--figure", "--out", f"{IMAGE}/below"), "--out"),
     ],
 )
 def test_bad_settings(inline: Command, flags: tuple[str, ...], culprit: str) -> None:
-    """They are found before any work."""
-    script, *others = flags
-    arguments = ("--data_path", "pairs/norain-001.png", "--logdir", "my_logs", *others)
-    one_error(inline(script, *arguments), culprit)
-    assert not Path("results").exists()
+    """Nothing is written."""
+    before = files()
+    result = inline(*flags)
+    one_error(result, culprit)
+    assert result.stdout == ""
+    assert files() == before
+
+
+# ---------------------------------------------------------------- damaged bytes
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp", ".webp", ".pth", ".h5"])
+def test_damaged_files(suffix: str) -> None:
+    """Change some bytes, at places given as fractions; often cut off the end.
+
+    Each file is read rightly or rejected in one line that names it.
+    """
+    path = Path(f"damaged{suffix}")
+    if suffix == ".pth":
+        whole = NET.read_bytes()
+    elif suffix == ".h5":
+        whole = prepare(Path("pairs")).read_bytes()
+    else:
+        whole = write(path, scene(3, 12, 17)[0]).read_bytes()
+
+    def read() -> None:
+        if suffix == ".pth":
+            assert isinstance(load_network(path), DARGNet)
+        elif suffix == ".h5":
+            for patches in DerainDataset(path, patch_size=16, stride=64):
+                assert [np.shape(patch) for patch in patches] == [(3, 16, 16)] * 2
+        else:
+            assert read_image(path).rgb.ndim == 3
+
+    @given(
+        st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=8),
+        st.one_of(st.just(1.0), st.floats(0, 1)),
+    )
+    @settings(max_examples=50 * FUZZ, derandomize=FUZZ == 1, deadline=None, phases=[Phase.generate])
+    def damage_and_read(changes: list[tuple[float, int]], length: float) -> None:
+        data = bytearray(whole)
+        for place, value in changes:
+            data[int(place * (len(data) - 1))] = value
+        path.write_bytes(data[: int(length * len(data))])
+        try:
+            read()
+        except (InputError, ValueError) as error:
+            assert str(path) in str(error)
+
+    damage_and_read()

@@ -1,7 +1,5 @@
 """The four test scripts as a user runs them, on images that the tests make."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import hashlib
@@ -35,12 +33,7 @@ from SSIM import image_metrics, psnr_y
 
 RGB = scene(1, 40, 50)[0]
 TO_OUT = ("--logdir", "my_logs", "--save_path", "out")
-
-
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for the weights, in my_logs."""
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("inline", "weights")  # an empty folder, but for my_logs
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -62,11 +55,10 @@ def succeeds(result: Result) -> Result:
 
 
 def test_each_script_has_its_weights(inline: Command) -> None:
-    for script, name in zip(
-        TEST_SCRIPTS, ("Rain100H", "Rain100L", "Rain100L", "real"), strict=True
-    ):
-        shown = " ".join(succeeds(inline(script, "--help")).stdout.split())
-        assert f"(default: logs/{name})" in shown
+    names = ("Rain100H", "Rain100L", "Rain100L", "real")
+    for script, name in zip(TEST_SCRIPTS, names, strict=True):
+        shown = inline(script, "--help").stdout.split()
+        assert f"(default: logs/{name})" in " ".join(shown)
 
 
 # ---------------------------------------------------------------- test sets
@@ -102,16 +94,12 @@ def test_a_set_is_measured(inline: Command) -> None:
 def test_a_whole_set_has_its_name_and_its_reference(
     inline: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its pixels decide: another 12 pairs in Rain12's folder are not Rain12."""
-    write_pairs(Path("datasets/test/Rain12"), 12, height=16, width=16)
-    command = ("test_Rain12.py", "--logdir", "my_logs", "--no-page")
-    assert "not Rain12" in succeeds(inline(*command)).stdout
-    pairs = find_pairs(Path("datasets/test/Rain12"))
+    pairs = find_pairs(write_pairs(Path("datasets/test/Rain12"), 12, height=16, width=16))
     fingerprint = sets.fingerprint([sets.pair_hash(*read_pair(pair)) for pair in pairs])
     known = dataclasses.replace(sets.RAIN12, fingerprint=fingerprint)
     monkeypatch.setitem(sets.TEST_SETS, "Rain12", known)
-    lines = succeeds(inline(*command)).stdout.splitlines()
-    assert lines[-2].startswith("authors' released images")
+    result = succeeds(inline("test_Rain12.py", "--logdir", "my_logs", "--no-page"))
+    assert result.stdout.splitlines()[-2].startswith("authors' released images")
     means = json.loads(Path("results/Rain12/results.json").read_text())["means"]
     assert [*means["authors' released images"].values()] == [36.822, 0.9618, None]
     unseen = [float(row["psnr_y"]) for row in rows_of(Path("results/Rain12"))[8:]]
@@ -279,16 +267,21 @@ def test_a_file_name_that_is_no_text(inline: Command) -> None:
 # ---------------------------------------------------------------- processes
 
 
+def shell(before: str, after: str) -> Result:
+    """Run a test of two pairs in a line of bash."""
+    write_pairs(Path("pairs"), 2, height=200, width=200)
+    flags = "--data_path pairs --logdir my_logs --save_path out"
+    line = f"{before} {sys.executable} {ROOT}/test_Rain12.py {flags} {after}"
+    how = {"env": os.environ | ENVIRONMENT, "check": False}
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, **how)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no shell of that kind there")
 @pytest.mark.parametrize("ending", ["| head -n 1", "2> /dev/null | true", ">&- | cat"])
 def test_a_reader_that_leaves_loses_nothing(ending: str) -> None:
-    write_pairs(Path("pairs"), 2)
-    script = f"{sys.executable} {ROOT}/test_Rain12.py --data_path pairs --logdir my_logs"
-    line = ["bash", "-c", f"{script} --save_path out {ending}"]
-    how = {"env": os.environ | ENVIRONMENT, "check": True}
-    result = subprocess.run(line, capture_output=True, text=True, **how)
-    assert "Traceback" not in result.stderr and "Broken" not in result.stderr
+    result = succeeds(shell("", ending))
+    assert "Broken" not in result.stderr
     assert len(rows_of(Path("out"))) == 2
     assert Path("out/index.html").exists()
 
@@ -297,10 +290,5 @@ def test_a_reader_that_leaves_loses_nothing(ending: str) -> None:
 def test_a_full_disk_is_one_line() -> None:
     """Here a limit of files' sizes; what was there stays."""
     pytest.importorskip("resource", reason="not on Windows")
-    write_pairs(Path("pairs"), 1, height=200, width=200)
-    flags = "--data_path pairs --logdir my_logs --save_path out"
-    line = f"ulimit -f 20; exec {sys.executable} {ROOT}/test_Rain12.py {flags}"
-    how = {"env": os.environ | ENVIRONMENT, "check": False}
-    result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, **how)
-    one_error(result, "out/rain-001.png")
+    one_error(shell("ulimit -f 20; exec", ""), "out/rain-001.png")
     assert [path.name for path in Path("out").iterdir()] == ["sources.json"]

@@ -1,7 +1,5 @@
 """Figures: which pixels, crops and scores they show, and the example that draws one."""
 
-from __future__ import annotations
-
 import base64
 import io
 import re

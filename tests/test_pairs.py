@@ -1,7 +1,5 @@
 """Finding pairs in the layouts of known sets, or rejecting them in one line; the strict rule."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +27,6 @@ PAIRED = {
     "Rain100H x2": ("rainy/rain-00{n}x2.png", "norain-00{n}x2.png"),
     "Rain1400": ("rainy_image/90{n}_{r}.jpg", "ground_truth/90{n}.jpg"),
     "Rain1400 from 1": ("rainy/{n}_{r}.jpg", "clean/{n}.jpg"),
-    "Test2800": ("input/90{n}_{r}.jpg", "target/90{n}_{r}.jpg"),
     "Rain200H": ("rain/{n}.png", "norain/{n}.png", "rain_streak/{n}.png"),
     "Raindrop": ("data/{n}_rain.png", "gt/{n}_clean.png"),
     "Raindrop in one folder": ("{n}_rain.png", "{n}_clean.png"),
@@ -53,7 +50,6 @@ REJECTED = {
     "one clean image": ("input/im_{n}.png", "target/im_7.png"),
     "nothing in common": ("rainy/{word}.png", "clean/x{n}.png"),
     "side by side": ("norain-00{n}.png",),
-    "side by side, numbers": ("{n}.jpg",),
     "Rain1400 in one folder": ("90{n}_{r}.jpg", "90{n}.jpg"),
     "GT-Rain": ("a/a-R-00{n}.png", "a/a-C-000.png"),
     "RainDS": ("rainstreak/pie-rain-{n}.png", "gt/pie-norain-{n}.png"),

@@ -1,7 +1,5 @@
 """Sets identified by their pixels, the check command, and the published scores."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path
@@ -11,7 +9,6 @@ import pytest
 from conftest import Command, scene, write, write_pairs
 
 from derain import sets
-from derain.images import read_rgb
 from derain.pairs import find_pairs, read_pair
 from derain.synthesize import write_set
 
@@ -44,27 +41,13 @@ def test_pair_hashes_are_what_they_were() -> None:
     assert sets.fingerprint(["2cc28a1cbea7", "0123456789ab"]) == "d894d2388fac"
 
 
-@pytest.mark.parametrize(
-    ("change", "label"),
-    [
-        ("partial", "11 of the 12 pairs of Rain12"),
-        ("other order", "12 of the 12 pairs of Rain12"),
-        ("one pixel", "11 of 12 pairs have Rain12's pixels"),
-    ],
-)
-def test_only_the_whole_set_has_its_name(known: Path, change: str, label: str) -> None:
-    rainy, clean = known / "rainy/rain-005.png", known / "norain-005.png"
-    if change == "partial":
-        rainy.unlink()
-        clean.unlink()
-    elif change == "other order":
-        for path in (rainy, clean):
-            path.rename(path.with_name(path.name.replace("005", "000")))
-    elif change == "one pixel":
-        rgb = read_rgb(rainy).copy()
-        rgb[7, 7, 2] ^= 1
-        write(rainy, rgb)
-    assert sets.identify_pairs(find_pairs(known)) == label
+def test_only_the_whole_set_in_its_order_has_its_name(known: Path) -> None:
+    hashes = [sets.pair_hash(*read_pair(pair)) for pair in find_pairs(known)]
+    assert sets.identify(hashes) == ("Rain12", 12)
+    assert sets.identify(hashes[1:]) == ("11 of the 12 pairs of Rain12", 11)
+    assert sets.identify(hashes[::-1]) == ("12 of the 12 pairs of Rain12", 12)
+    hashes[4] = "0123456789ab"
+    assert sets.identify(hashes) == ("11 of 12 pairs have Rain12's pixels", 11)
 
 
 def test_a_new_set_of_any_photographs_has_its_name(
@@ -94,15 +77,8 @@ def test_a_set_is_reported(known: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert stop.value.code == 1
 
 
-@pytest.mark.parametrize("change", ["too dark", "another layer", "another image"])
-def test_pairs_that_do_not_fit(tmp_path: Path, inline: Command, change: str) -> None:
-    rainy, clean = scene(2)
-    changed = {
-        "too dark": rainy // 2,
-        "another layer": rainy[..., ::-1],
-        "another image": clean[::-1],
-    }
-    write(write_pairs(tmp_path / "set", 3) / "rainy/rain-002.png", changed[change])
+def test_a_pair_that_does_not_fit_is_named(tmp_path: Path, inline: Command) -> None:
+    write(write_pairs(tmp_path / "set", 3) / "rainy/rain-002.png", scene(2)[0] // 2)
     result = inline("derain.sets", "set")
     assert (result.returncode, result.stderr) == (1, "")
     assert "2 of 3 pairs" in result.stdout
@@ -128,9 +104,4 @@ def test_synthetic_sets_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_published_scores_are_printed(inline: Command) -> None:
-    line = "| PReNet | 168,963 | 29.46 / .899 | 37.48 / .979 | 36.66 / .961 |"
-    assert line in inline("derain.sets").stdout.splitlines()
-    (ours,) = (line for line in sets.PUBLISHED.splitlines() if "DARGNet," in line)
-    for test_set, cell in zip(sets.TEST_SETS.values(), ours.split(" | ")[2:], strict=True):
-        psnr, ssim, _ = test_set.reference
-        assert cell.strip(" |") == f"{psnr:.2f} / {ssim:.3f}".replace("/ 0", "/ ")
+    assert sets.PUBLISHED in inline("derain.sets").stdout

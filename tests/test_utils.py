@@ -1,7 +1,5 @@
 """Files that are whole or not there, the command line, devices."""
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import json
@@ -21,18 +19,7 @@ from tqdm import tqdm
 import utils
 from derain.cli import check_folder, interrupts_noted, parse_settings, run_script, setting
 from derain.evaluate import EvalSettings
-from utils import (
-    InputError,
-    atomic_path,
-    choose_device,
-    choose_precision,
-    environment,
-    quantize,
-    to_image,
-    to_tensor,
-    write_atomically,
-    write_json,
-)
+from utils import InputError
 
 CPU = torch.device("cpu")
 RECIPES: Mapping[str, dict] = {"slow": {}, "quick": {"count": 1, "fast": True}}
@@ -41,32 +28,32 @@ RECIPES: Mapping[str, dict] = {"slow": {}, "quick": {"count": 1, "fast": True}}
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_every_level_survives_the_tensor(dtype: type) -> None:
     levels = np.arange(np.iinfo(dtype).max + 1, dtype=dtype).repeat(3).reshape(16, -1, 3)
-    values = to_image(to_tensor(levels))
-    assert np.array_equal(quantize(values, dtype), levels)
-    assert dtype == np.uint16 or np.array_equal(quantize(values, dtype, "truncate"), levels)
+    values = utils.to_image(utils.to_tensor(levels))
+    assert np.array_equal(utils.quantize(values, dtype), levels)
+    assert dtype == np.uint16 or np.array_equal(utils.quantize(values, dtype, "truncate"), levels)
     between = np.array([-0.2, 1.6 / 255, 254.9 / 255, 1.3], np.float32)
-    assert quantize(between).tolist() == [0, 2, 255, 255]
-    assert quantize(between, mode="truncate").tolist() == [0, 1, 254, 255]
+    assert utils.quantize(between).tolist() == [0, 2, 255, 255]
+    assert utils.quantize(between, mode="truncate").tolist() == [0, 1, 254, 255]
 
 
 def test_a_failed_write_names_the_file_and_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    write_atomically(path, "old")
+    utils.write_atomically(path, "old")
     (tmp_path / "other").touch()
     assert path.stat().st_mode == (tmp_path / "other").stat().st_mode  # open to others as usual
-    with pytest.raises(OSError, match="too large") as caught, atomic_path(path) as temporary:
+    with pytest.raises(OSError, match="too large") as caught, utils.atomic_path(path) as temporary:
         temporary.write_text("half of the n")
         raise OSError(errno.EFBIG, "File too large")
     assert caught.value.filename == str(path)
     with pytest.raises(TypeError):
-        write_json(path, {"x": object()})
+        utils.write_json(path, {"x": object()})
     assert path.read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_json_is_strict(tmp_path: Path) -> None:
     content = {"psnr": math.inf, "path": Path("a/b"), "list": (1, math.nan), "name": "\udcd3"}
-    write_json(tmp_path / "x.json", content)
+    utils.write_json(tmp_path / "x.json", content)
     text = (tmp_path / "x.json").read_text()
     assert "Infinity" not in text
     assert "NaN" not in text
@@ -189,19 +176,19 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("native", [True, False])
 def test_devices_and_precisions(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_device("auto").type in ("cpu", "cuda", "mps")
+    assert utils.choose_device("auto").type in ("cpu", "cuda", "mps")
     for name in ("gpu", "cuda:99", ""):
         with pytest.raises(InputError, match="--device"):
-            choose_device(name)
+            utils.choose_device(name)
     # Only auto goes by what the machine computes natively.
     abilities = {"avx512_bf16": native, "amx_bf16": False}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities, raising=False)
-    found = [choose_precision(name, CPU) for name in ("auto", "fp32", "bf16")]
+    found = [utils.choose_precision(name, CPU) for name in ("auto", "fp32", "bf16")]
     assert found == ["bf16" if native else "fp32", "fp32", "bf16"]
 
 
 def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = environment(CPU)
+    found = utils.environment(CPU)
     assert found["torch"] == torch.__version__
     assert (found["commit"] is not None) == (ROOT / ".git").exists()
     json.dumps(found, allow_nan=False)
