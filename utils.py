@@ -9,6 +9,7 @@ import platform
 import random
 import secrets
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,16 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from tqdm import tqdm
 
 
 class InputError(Exception):
     """An error that the user can fix. The message is one line with the path and the fix."""
+
+
+def note(text: str) -> None:
+    """Print what is no result, to stderr, above the progress bar."""
+    tqdm.write(text, file=sys.stderr)
 
 
 def quantize(image: np.ndarray, dtype: Any = np.uint8, mode: str = "round") -> np.ndarray:

@@ -9,7 +9,6 @@ import glob
 import hashlib
 import json
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from derain.synthesize import stand_in, synthetic_label
 from derain.video import KEPT_CONTAINERS, derain_video, is_video
 from networks import load_network
 from SSIM import PROTOCOL, image_metrics
-from utils import InputError, choose_device, choose_precision, environment, write_json
+from utils import InputError, choose_device, choose_precision, environment, note, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,11 +127,6 @@ def evaluate(
         raise InputError(f"{len(errors)} of {len(inputs)} files failed; see the lines above")
 
 
-def note(text: str) -> None:
-    """Print what is no result, above the progress bar."""
-    tqdm.write(text, file=sys.stderr)
-
-
 def derain_file(settings: EvalSettings, pair: Pair, output: Path, derain: Callable) -> float | None:
     """Derain an image or a film and write it; return the milliseconds that an image took.
 
@@ -168,9 +162,8 @@ def measure(result: Result, pair: Pair) -> None:
 
 def is_newer(output: Path, *inputs: Path) -> bool:
     """Tell whether a result is there and newer than what it is made from."""
-    if not output.exists():
-        return False
-    return output.stat().st_mtime > max(path.stat().st_mtime for path in inputs)
+    times = [path.stat().st_mtime for path in inputs]
+    return output.exists() and output.stat().st_mtime > max(times)
 
 
 # ---------------------------------------------------------------- inputs, and names of results
@@ -201,8 +194,8 @@ def find_inputs(settings: EvalSettings, test_set: TestSet | None) -> tuple[list[
     name, rain = (test_set.name, test_set.rain) if test_set else ("real", "heavy")
     paths = settings.data_path or (default_folder(name, rain),)
     if test_set:
-        inputs = find_pairs(paths[0], note, settings.clean_dir)
-        label = synthetic_label(inputs[0].rainy.parent) or identify_pairs(inputs)
+        inputs = find_pairs(paths[0], settings.clean_dir)
+        label = identify_pairs(inputs)
         if name not in label:
             label += f", not {name}"
         if label != name:

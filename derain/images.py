@@ -65,11 +65,6 @@ class DecodedImage:
     frames: int = 1
 
 
-def is_image(path: Path) -> bool:
-    """Return whether a file is an image by its suffix."""
-    return path.suffix.lower() in SUFFIXES
-
-
 def read_rgb(path: Path) -> np.ndarray:
     """Read an image as (H, W, 3) uint8 RGB, without alpha. Raises InputError as read_image does."""
     rgb = read_image(path).rgb

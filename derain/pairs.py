@@ -7,14 +7,14 @@ rainy, clean = read_pair(pairs[0])
 import itertools
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from derain.images import is_image, read_rgb
-from utils import InputError
+from derain.images import SUFFIXES, read_rgb
+from utils import InputError, note
 
 RAINY_FOLDERS = ("rainy", "rain", "input", "lq", "in", "data", "rainy_image", "rain_x2", "rainy_x2")
 CLEAN_FOLDERS = ("clean", "groundtruth", "ground_truth", "gt", "norain", "target", "label")
@@ -42,17 +42,16 @@ def list_images(folder: Path) -> list[Path]:
     """Return the image files directly in a folder, without hidden ones; 10.png follows 9.png."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such file or folder; see datasets/README.md")
-    images = [path for path in folder.iterdir() if path.name[0] != "." and is_image(path)]
+    files = [path for path in folder.iterdir() if path.name[0] != "."]
+    images = [path for path in files if path.suffix.lower() in SUFFIXES]
     return sorted(images, key=lambda path: re.sub("[0-9]+", lambda n: n[0].zfill(30), path.name))
 
 
-def find_pairs(
-    folder: Path, log: Callable[[str], object] = print, clean_dir: Path | None = None
-) -> list[Pair]:
+def find_pairs(folder: Path, clean_dir: Path | None = None) -> list[Pair]:
     """Pair the rainy and clean images of the set in a folder, or in a folder in it.
 
     Several rainy images may share a clean one. clean_dir: the folder of the clean images; `folder`
-    has the rainy ones then. log: gets a line if other images are left out.
+    has the rainy ones then. A line says if other images are left out.
 
     Raises InputError if there is no set, or several, or if an image has no partner.
     """
@@ -77,7 +76,7 @@ def find_pairs(
             raise InputError(f"{path}: has no partner ({count}); add it, or remove {path.name}")
     others = set(list_images(rainy[0].parent) + list_images(folder)) - paired
     if others:
-        log(f"{folder}: {len(rainy)} pairs; left out {len(others)} images such as {min(others)}")
+        note(f"{folder}: {len(rainy)} pairs; left out {len(others)} images such as {min(others)}")
     return [Pair(path, partners[path]) for path in rainy]
 
 

@@ -1,18 +1,16 @@
 """Score the results of any methods against a test set, and compare them image by image.
 
     python -m derain.score --set Rain100L PReNet=outputs/prenet ours=results/Rain100L
-    python -m derain.score --rainy_dir my/in --clean_dir my/gt mine=my/out --format latex
+    python -m derain.score --rainy_dir my/in --clean_dir my/gt mine=my/out --format csv
 
 Results are matched to the rainy images by the part that their names share.
 """
 
 import csv
-import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -24,9 +22,8 @@ from derain.figure import write_figure
 from derain.images import read_rgb
 from derain.pairs import Pair, find_pairs, list_images, match_names
 from derain.sets import TEST_SETS, identify_pairs
-from derain.synthesize import synthetic_label
 from SSIM import WINDOW, check_pair, psnr, psnr_rgb, psnr_y, ssim, ssim_rgb, ssim_y
-from utils import InputError
+from utils import InputError, note
 
 PROTOCOLS = {
     "prenet": "Y, not rounded; SSIM down-sampled from 384 pixels on (PReNet, DARGNet)",
@@ -36,7 +33,6 @@ PROTOCOLS = {
 }
 MOST_LACKING = 8  # pixels, with --common_size
 Files = Mapping[str, list[Path]]  # of rainy, each method and clean, in the pairs' order
-note = partial(print, file=sys.stderr)  # for lines that are not part of the table
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ class Settings:
     protocol: str = setting("prenet", "how papers score", (*PROTOCOLS, "all"))
     crop_border: int = setting(0, "pixels to leave out at each side")
     common_size: bool = setting(False, "accept results that lack up to 8 pixels right and below")
-    format: str = setting("markdown", "csv lists every image", ("markdown", "latex", "csv"))
+    format: str = setting("markdown", "csv lists every image", ("markdown", "csv"))
     figure: tuple[str, ...] | None = setting(None, "draw images by name, or three of them")
     out: Path = setting(Path("results/methods"), "folder of figure.png and figure.pdf")
 
@@ -81,9 +77,8 @@ def compare(settings: Settings) -> None:
     folder = Path(settings.set)
     if settings.set in TEST_SETS:
         folder = Path("datasets/test") / settings.set
-    pairs = find_pairs(folder, note, settings.clean_dir)
+    pairs = find_pairs(folder, settings.clean_dir)
     label = identify_pairs(pairs)  # it also reads all pairs, so that misfits are found now
-    label = synthetic_label(pairs[0].rainy.parent) or label
     names = [pair.rainy.name for pair in pairs]
     drawn: list[str] = []
     if settings.figure is not None:
@@ -108,7 +103,7 @@ def compare(settings: Settings) -> None:
         part = f"the part that all methods have, {settings.crop_border} pixels cropped at each side"
         notes = [f"{folder}: {label}, {len(pairs)} images, {part}"]
         notes += [f"{protocol}: {PROTOCOLS[protocol]}" for protocol in protocols]
-        print(table(scores, columns, notes, settings.format == "latex"))
+        print(table(scores, columns, notes))
     if drawn:
         scenes = {}
         for name in drawn:
@@ -181,29 +176,21 @@ def read_scene(files: Files, i: int, border: int) -> dict[str, np.ndarray]:
     return {name: image[border:height, border:width] for name, image in images.items()}
 
 
-def table(scores: Mapping[str, list], columns: Sequence[str], notes: list[str], latex: bool) -> str:
-    """Return means over the images in Markdown, or in LaTeX for booktabs, below lines of notes."""
+def table(scores: Mapping[str, list], columns: Sequence[str], notes: list[str]) -> str:
+    """Return means over the images in Markdown, below lines of notes."""
     values = np.array(list(scores.values()))  # (methods, images, protocols, 2)
     averaged = np.isfinite(values).all(axis=0)  # the same images for all methods
     if not averaged.all():
         count = np.sum(~averaged.all(axis=(1, 2)))
         notes.append(f"PSNR is infinite for {count} images; its means leave them out.")
     averaged[:, ~averaged.any(axis=0)] = True  # infinite for every image
-    lines = [["", *columns]]
+    lines = [*notes, "", f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for method, means in zip(scores, values.mean(axis=1, where=averaged), strict=True):
-        lines.append([method])
+        line = "| " + method.replace("|", r"\|")
         for mean_psnr, mean_ssim in means:
-            lines[-1] += [f"{mean_psnr:.3f}", f"{mean_ssim:.4f}"]
-    if not latex:
-        lines.insert(1, ["---"] * len(lines[0]))
-        rows = [" | ".join(cell.replace("|", r"\|") for cell in line) for line in lines]
-        return "\n".join([*notes, "", *(f"| {row} |" for row in rows)])
-    rows = []
-    for line in lines:
-        rows.append(" & ".join(re.sub(r"([_%&#${}])", r"\\\1", cell) for cell in line) + r" \\")
-    begin = r"\begin{tabular}{l" + "r" * len(columns) + "}"
-    body = [r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([*(f"% {text}" for text in notes), begin, *body])
+            line += f" | {mean_psnr:.3f} | {mean_ssim:.4f}"
+        lines.append(line + " |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,8 @@ def fingerprint(hashes: Sequence[str]) -> str:
 
 def identify_pairs(pairs: Sequence[Pair]) -> str:
     """Read pairs (100 in about two seconds) and return their label. Raises as read_pair does."""
-    return identify([pair_hash(*read_pair(pair)) for pair in pairs])[0]
+    label, _ = identify([pair_hash(*read_pair(pair)) for pair in pairs])
+    return synthetic_label(pairs[0].rainy.parent) or label
 
 
 def identify(hashes: Sequence[str]) -> tuple[str, int]:

@@ -9,7 +9,6 @@ import hashlib
 import heapq
 import math
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from utils import InputError
+from utils import InputError, note
 
 try:
     import av
@@ -246,8 +245,8 @@ def _add_streams(writer: Any, part: Any, source: Path, first: Any, codec: str, c
         lost = len(reader.streams) > len(writer.streams) or reader.chapters()
         lost = lost or first.side_data.get("MASTERING_DISPLAY_METADATA")
         if lost or any(component.is_alpha for component in first.format.components):
-            note = "left out: all but picture and sound (subtitles, chapters, alpha, HDR metadata)"
-            tqdm.write(f"{source}: {note}", sys.stderr)
+            left_out = "all but picture and sound (subtitles, chapters, alpha, HDR metadata)"
+            note(f"{source}: left out: {left_out}")
     return encoder
 
 

@@ -96,7 +96,7 @@ def test_trees_that_pair(tmp_path: Path, name: str, capsys: pytest.CaptureFixtur
     pairs = find_pairs(tmp_path)
     assert {pair.rainy: clean[pair.clean] for pair in pairs} == rainy
     assert len(pairs) == len(rainy)
-    line = capsys.readouterr().out
+    line = capsys.readouterr().err
     left_out = {path for scenes in others for path in scenes if path.parent == tmp_path}
     assert line.count("\n") == bool(left_out)
     assert not left_out or f"{len(left_out)} images" in line
