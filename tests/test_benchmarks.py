@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Command
 
 from benchmarks.common import print_table
 from benchmarks.plot import Settings, draw, validation_curve
 from utils import InputError
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
 TINY = {
     "inference": ("--logdir", ROOT / "logs/Rain100L", "--height", "40", "--width", "48"),
     "training": ("--batch_size", "1", "--patch_size", "32"),

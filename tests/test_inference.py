@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import platform
-import subprocess
-import sys
+import resource
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,8 @@ from derain.inference import (
     parse_tile,
     weights_file,
 )
-from networks import DARGNet, DualAttention, ResidualGroup, load_network
-from utils import InputError
+from networks import DARGNet, DualAttention, load_network
+from utils import InputError, keep_freed_memory
 
 
 def random_image(*shape: int) -> Tensor:
@@ -78,10 +78,6 @@ def without_channel(self: DualAttention, x: Tensor) -> Tensor:
     return x + self.spatial(x)
 
 
-def twice(self: ResidualGroup, x: Tensor) -> Tensor:
-    return x + 2 * self.act3(self.conv(self.attention2(self.act1(self.attention1(x)))))
-
-
 def predict_rain(self: DARGNet, rainy: Tensor) -> Tensor:
     shallow = self.head(rainy)
     return rainy - self.tail(shallow + self.groups[0](self.body(shallow)))
@@ -91,7 +87,6 @@ def predict_rain(self: DARGNet, rainy: Tensor) -> Tensor:
     ("owner", "forward", "fits"),
     [
         (DualAttention, without_channel, False),
-        (ResidualGroup, twice, False),
         (DARGNet, predict_rain, True),  # the groups are as they were
     ],
 )
@@ -114,22 +109,17 @@ def test_the_edited_network_is_the_one_that_runs(
     assert not torch.allclose(expected, unedited, atol=1e-3)
 
 
-class Pooling(nn.Module):
+def whole_image_network() -> nn.Module:
     """A network that has nothing of DARGNet, and looks at the whole image."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Conv2d(3, 3, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.layer(x) * x.mean((2, 3), keepdim=True)
+    return nn.Sequential(nn.InstanceNorm2d(3), nn.Conv2d(3, 3, 3, padding=1))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_network_without_receptive_field_runs_whole(tmp_path: Path, precision: str) -> None:
-    saved = Pooling()
-    torch.save(saved.state_dict(), tmp_path / "net_latest.pth")
-    opened = open_network(tmp_path, "cpu", precision, lambda path: load_network(path, Pooling()))
+    saved = whole_image_network()
+    torch.save(saved.state_dict(), tmp_path / "own.pth")
+    load = partial(load_network, network=whole_image_network())
+    opened = open_network(tmp_path / "own.pth", "cpu", precision, load)
     rgb = random_pixels(40, 50, 3)
     assert np.array_equal(derain_image(opened, rgb, tile=16), derain_image(opened, rgb, tile=0))
     rainy = random_image(1, 3, 40, 50)
@@ -139,12 +129,11 @@ def test_a_network_without_receptive_field_runs_whole(tmp_path: Path, precision:
 # ---------------------------------------------------------------- tiles
 
 
-@pytest.mark.parametrize("tile", [50, 100])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_an_image_in_tiles_is_the_same_image(network: DARGNet, tile: int, dtype: type) -> None:
+def test_an_image_in_tiles_is_the_same_image(network: DARGNet, dtype: type) -> None:
     """Integers in, integers out; at most one value in a thousand rounds to the next level."""
     image, folded = random_pixels(64, 130, 3, dtype=dtype), fold(network)
-    whole, tiled = derain_image(folded, image, 0), derain_image(folded, image, tile)
+    whole, tiled = derain_image(folded, image, 0), derain_image(folded, image, 50)
     assert whole.dtype == tiled.dtype == dtype
     difference = np.abs(whole.astype(int) - tiled.astype(int))
     assert difference.max() <= (1 if dtype == np.uint8 else 2)
@@ -175,13 +164,6 @@ def test_tiles_overlap_by_the_whole_receptive_field(shift: tuple[int, int]) -> N
     assert np.array_equal(derain_image(network, image, 40)[inner, inner], expected)
     network.receptive_field = 59
     assert not np.array_equal(derain_image(network, image, 40)[inner, inner], expected)
-
-
-def test_tiles_are_as_equal_as_can_be() -> None:
-    network, image = Shift(0, 0), random_pixels(100, 7, 3)
-    network.receptive_field = 2
-    assert np.array_equal(derain_image(network, image, 33), image)
-    assert network.seen == [(27, 7), (29, 7), (29, 7), (27, 7)]
 
 
 @pytest.mark.parametrize("size", [(1000, 1500), (1300, 1300), (2500, 2600), (300, 20_000)])
@@ -216,19 +198,12 @@ def test_tile_flag() -> None:
             parse_tile(text)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this setting")
 def test_freed_memory_is_kept() -> None:
     """Tensors of 60 MB again and again cost no new pages."""
-    code = """
-import resource, torch, utils
-utils.keep_freed_memory()
-def new_pages():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    keep_freed_memory()
+    pages = []
     for _ in range(20):
         torch.ones(15_000_000)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-new_pages()
-assert new_pages() < 5000
-"""
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+        pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    assert pages[-1] - pages[9] < 5000
