@@ -23,7 +23,7 @@ from PIL import Image
 from derain.cli import run_script, setting
 from derain.evaluate import EvalSettings, derain_file, result_names
 from derain.images import read_image, write_image
-from derain.inference import derain_image, open_network
+from derain.inference import derain_image, load_weights, optimize
 from derain.pairs import Pair
 from derain.synthesize import stand_in
 from derain.video import is_video
@@ -50,7 +50,8 @@ class App:
         self.networks = {}
         precision = choose_precision("auto", device)
         for kind, folder in FOLDERS.items():
-            self.networks[kind] = open_network(Path("logs", folder), device, precision)
+            network = load_weights(Path("logs", folder)).to(device)
+            self.networks[kind] = optimize(network, precision)
         began = time.perf_counter()
         derain_image(self.networks["any"], np.zeros((256, 256, 3), np.uint8))
         self.seconds_per_pixel = (time.perf_counter() - began) / 256**2

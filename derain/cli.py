@@ -40,6 +40,8 @@ def run_script(run: Callable[[Any], None], settings: Any, doc: str) -> None:
         status, line = 130, "interrupted"
     except InputError as error:
         status, line = 2, f"error: {error}"
+    except ModuleNotFoundError as error:  # modules that few need are imported where they are used
+        status, line = 2, f"error: needs {error.name}: pip install -r requirements-extra.txt"
     except OSError as error:
         status, line = 2, f"error: {error.filename or 'system'}: {error.strerror or error}"
     except (MemoryError, RuntimeError) as error:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from derain import images, report
 from derain.cli import check_folder, setting, text_to_paths
-from derain.inference import Loader, derain_image, open_network, parse_tile, weights_file
+from derain.inference import Loader, derain_image, load_weights, optimize, parse_tile, weights_file
 from derain.pairs import Pair, find_pairs, list_images, read_pair
 from derain.report import Result
 from derain.sets import TestSet, identify_pairs
@@ -80,7 +80,7 @@ def evaluate(
     weights = weights_file(settings.logdir)
     # The checksum is taken now, because a training may replace the file meanwhile.
     checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
-    network = open_network(weights, device, precision, load)
+    network = optimize(load_weights(weights, load).to(device), precision)
     derain = partial(derain_image, network, tile=tile, quantization=settings.quantize)
 
     inputs, label, folder = find_inputs(settings, test_set)
@@ -103,7 +103,10 @@ def evaluate(
                 if not (settings.skip_existing and is_newer(output, source, weights)):
                     result.milliseconds = derain_file(settings, pair, output, derain)
                 if pair.clean:
-                    measure(result, pair)
+                    rainy, clean = read_pair(pair)
+                    result.files["clean"] = pair.clean
+                    result.before = image_metrics(rainy, clean)
+                    result.after = image_metrics(images.read_rgb(output), clean)
             except (InputError, ValueError) as error:
                 text = str(error) if isinstance(error, InputError) else f"{source}: {error}"
                 if test_set:  # a mean over the other images would pass for the set's
@@ -150,14 +153,6 @@ def derain_file(settings: EvalSettings, pair: Pair, output: Path, derain: Callab
         result = images.DecodedImage(derained)
     images.write_image(output, result, settings.quality)
     return milliseconds
-
-
-def measure(result: Result, pair: Pair) -> None:
-    """Add the clean image to a result, and the scores of the saved image and of the rainy one."""
-    rainy, clean = read_pair(pair)
-    result.files["clean"] = pair.clean
-    result.before = image_metrics(rainy, clean)
-    result.after = image_metrics(images.read_rgb(result.files["derained"]), clean)
 
 
 def is_newer(output: Path, *inputs: Path) -> bool:

@@ -49,16 +49,13 @@ def export(settings: Settings) -> None:
         raise InputError(f"--out {settings.out}: must end with .onnx or .safetensors")
     check_folder(settings.out.parent, "--out")
     network = load_weights(settings.logdir)
-    try:
-        with atomic_path(settings.out) as temporary:
-            if suffix == ".onnx":
-                write_onnx(network, temporary)
-            else:
-                from safetensors.torch import save_file
+    with atomic_path(settings.out) as temporary:
+        if suffix == ".onnx":
+            write_onnx(network, temporary)
+        else:
+            from safetensors.torch import save_file
 
-                save_file(network.state_dict(), temporary)
-    except ImportError as error:
-        raise InputError(f"needs {error.name}: pip install -r requirements-extra.txt") from error
+            save_file(network.state_dict(), temporary)
     print(f"{settings.out}: written")
 
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from SSIM import luma, psnr_y, ssim_y
-from utils import InputError, atomic_path
+from utils import atomic_path
 
 COLUMN = 3  # inches, the width of an image
 GAIN = 3  # differences are too dark to see as they are
@@ -21,16 +21,11 @@ def write_figure(path: Path, scenes: Mapping[str, Scene]) -> None:
     """Draw scenes, by title, that have the same columns; write a .png or .pdf file.
 
     Below each image its part at `crop_place` is enlarged. A single method gets one more column, the
-    rain that it removed. Raises InputError without matplotlib.
+    rain that it removed.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ImportError as error:
-        raise InputError(
-            "figures need matplotlib: pip install -r requirements-extra.txt"
-        ) from error
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     rows = [with_removed_rain(scene) for scene in scenes.values()]
     heights = []  # in widths of a column

@@ -7,7 +7,6 @@ stored values, and the result has their colour profile. datasets/README.md lists
 import contextlib
 import dataclasses
 import io
-import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,9 +32,6 @@ MODES = {"1", "L", "P", "RGB", "YCbCr", "LA", "PA", "RGBA"}
 # EXIF about the scene, the camera and the author; the rest of the first directory is about the file
 EXIF_KEPT = {Tag.ImageDescription, Tag.Make, Tag.Model, Tag.Software, Tag.DateTime, Tag.Artist}
 EXIF_KEPT |= {Tag.Copyright, Tag.ExifOffset, Tag.GPSInfo}
-# XMP that a result does not fit: gain map, second image, film, more XMP; another orientation
-XMP_PARTS = rb"hdr-gain-map|HDRGainMap|HasExtendedXMP|photos/(dd/)?1\.0/(?!panorama)"
-XMP_MISFITS = re.compile(XMP_PARTS + rb'|tiff:Orientation[=>]"?[2-8]')
 PNG_COLOURS = {b"cICP", b"mDCV", b"cLLI", b"sRGB", b"gAMA", b"cHRM"}  # names of chunks
 SRGB_PRIMARIES = struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
 SRGB_VALUES = {SRGB_PRIMARIES, struct.pack(">I", 45455), b"\0", b"\1", b"\2", b"\3"}  # of chunks
@@ -45,7 +41,7 @@ RARE = "damaged, or of a kind that datasets/README.md does not list; save it as 
 BGR = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}  # channels -> OpenCV's order
 
 Image.MAX_IMAGE_PIXELS = None  # MOST_PIXELS is the limit
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # some XMP exceeds a megabyte
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # XMP may exceed a megabyte
 set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # of 4 or 5
 set_log_level(0)  # damaged files are reported here
 
@@ -54,8 +50,8 @@ set_log_level(0)  # damaged files are reported here
 class DecodedImage:
     """A decoded image file. rgb: (H, W, 3) uint8 or uint16; alpha: (H, W) likewise, or None.
 
-    grey: stored with one channel. metadata: icc_profile, exif, xmp (bytes) and dpi, as Pillow has
-    them; png_colours, chunks by name. frames: how many the file has; `rgb` is the first.
+    grey: stored with one channel. metadata: icc_profile, exif and dpi, as Pillow has them;
+    png_colours, chunks by name. frames: how many the file has; `rgb` is the first.
     """
 
     rgb: np.ndarray
@@ -157,11 +153,9 @@ def _jpeg_without_end(data: bytes) -> Image.Image:
 def _metadata(image: Image.Image, data: bytes, grey: bool) -> dict[str, Any]:
     """Return the metadata to keep, without parts that are damaged or don't fit the pixels."""
     info = image.info
-    found = {name: info[name] for name in ("icc_profile", "xmp", "dpi") if info.get(name)}
+    found = {name: info[name] for name in ("icc_profile", "dpi") if info.get(name)}
     if found.get("icc_profile", b"")[16:20] != (b"GRAY" if grey else b"RGB "):
         found.pop("icc_profile", None)
-    if XMP_MISFITS.search(found.get("xmp", b"")):
-        del found["xmp"]
     if not all(0 < value < 1e7 for value in found.get("dpi", ())):
         del found["dpi"]
     with contextlib.suppress(Exception):  # Pillow raises errors of any type for damaged EXIF
@@ -242,6 +236,4 @@ def _encode_png(pixels: np.ndarray, metadata: Mapping[str, Any]) -> bytes:
     for name, content, _ in PngImagePlugin.getchunks(Image.new("L", (1, 1)), **metadata):
         if name in (b"iCCP", b"pHYs", b"eXIf"):
             PngImagePlugin.putchunk(file, name, content)
-    if "xmp" in metadata:
-        PngImagePlugin.putchunk(file, b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + metadata["xmp"])
     return file.getvalue() + encoded[33:]

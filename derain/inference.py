@@ -1,6 +1,6 @@
 """Images of any size through a trained network, in its fastest form and in exact tiles.
 
-    network = open_network(Path("logs/Rain100H"))
+    network = optimize(load_weights(Path("logs/Rain100H")))
     derained = derain_image(network, rgb)            # (H, W, 3) uint8 or uint16 RGB -> the same
 
 The fastest form of DARGNet is folded: fewer operations, the same values up to rounding. Both are
@@ -22,7 +22,6 @@ from tqdm import tqdm
 from networks import DARGNet, DualAttention, ResidualGroup, load_network
 from utils import InputError, quantize, to_image, to_tensor
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WHOLE_PIXELS = 1_500_000  # larger images are computed in tiles; this many take 2.4 GB in fp32
 TILE = 1088  # side in pixels; with its overlap, a tile has about WHOLE_PIXELS
 Loader = Callable[[Path], nn.Module]
@@ -48,24 +47,12 @@ def load_weights(path: Path, load: Loader = load_network) -> nn.Module:
         raise InputError(str(error)) from error
 
 
-def open_network(
-    path: Path,
-    device: torch.device | str = "cpu",
-    precision: str = "fp32",
-    load: Loader = load_network,
-) -> nn.Module:
-    """Return a trained network in its fastest form. Raises as load_weights does.
-
-    precision: fp32 or bf16. load: makes a network of a weights file.
-    """
-    return optimize(load_weights(path, load).to(device), DTYPES[precision])
-
-
-def optimize(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+def optimize(network: nn.Module, precision: str = "fp32") -> nn.Module:
     """Return a copy for `derain`: a DARGNet folded, any other network as it is written.
 
-    dtype: torch.float32 or torch.bfloat16, for a network as it is written by autocast.
+    precision: fp32 or bf16, for a network as it is written by autocast.
     """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     if isinstance(network, DARGNet):
         if is_foldable(network):
             return fold(network, dtype)

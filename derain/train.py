@@ -24,7 +24,7 @@ from tqdm import tqdm
 from derain import distributed
 from derain.cli import check_folder, interrupts_noted, setting, text_to_paths
 from derain.crops import RandomCrops, folder_and_share, parsed_stage
-from derain.inference import DTYPES, derain_image, load_weights, optimize
+from derain.inference import derain_image, load_weights, optimize
 from derain.optim import Muon
 from derain.run_folder import RunFolder, resume
 from DerainDataset import DerainDataset, prepare
@@ -296,7 +296,7 @@ def validate(
     network: nn.Module, sets: Sequence[DerainDataset], precision: str
 ) -> dict[str, dict[str, float]]:
     """Return mean psnr_y and ssim_y (PReNet protocol) of the pairs of each set, and their means."""
-    network = optimize(network, DTYPES[precision])
+    network = optimize(network, precision)
     scores = {}
     for data in sets:
         results = []

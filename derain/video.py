@@ -71,8 +71,8 @@ def derain_video(
     folder = target.with_name(f".{target.name}.unfinished")
     folder.mkdir(parents=True, exist_ok=True)
     parts = sorted(folder.glob(f"{key}-*.nut"))
-    done = sum(1 for _ in _packets(parts))
     parts.append(folder / f"{key}-{len(parts):04}.nut")
+    done = sum(1 for _ in _packets(parts))
     work = folder / target.name
     try:
         with (
@@ -250,19 +250,18 @@ def _add_streams(writer: Any, part: Any, source: Path, first: Any, codec: str, c
     return encoder
 
 
-def _packets(parts: list[Path], whole: Path | None = None) -> Iterator[Any]:
-    """Yield the packets of parts but, if a part is not `whole`, its last, which may be cut off."""
+def _packets(parts: list[Path]) -> Iterator[Any]:
+    """Yield the packets of parts, of older ones without the last, which may be cut off."""
     for path in parts:
         with suppress(av.FFmpegError), av.open(f"file:{path}") as reader:
             for packet, following in pairwise(reader.demux(video=0)):  # the last one is empty
-                if following.size or path == whole:
+                if following.size or path == parts[-1]:
                     yield packet
 
 
 def _pictures(writer: Any, parts: list[Path], clock: list, time_base: Fraction) -> Iterator[Any]:
     """Yield the packets of all parts for a writer. clock: their times and durations."""
-    packets = _packets(parts, whole=parts[-1])
-    for packet, (time, duration) in zip(packets, clock, strict=True):
+    for packet, (time, duration) in zip(_packets(parts), clock, strict=True):
         packet.time_base, packet.stream = time_base, writer.streams[0]
         packet.pts = packet.dts = time
         packet.duration = duration

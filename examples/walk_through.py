@@ -13,7 +13,7 @@ import numpy as np
 
 from derain.cli import run_script, setting
 from derain.figure import write_figure
-from derain.inference import derain, open_network
+from derain.inference import derain, load_weights, optimize
 from derain.synthesize import add_rain, free_photographs, rain_layer
 from SSIM import image_metrics
 from utils import quantize, to_image, to_tensor
@@ -42,7 +42,7 @@ def walk(settings: Settings) -> None:
 
     # 3. The paper's network with trained weights, in its fastest form, which has the same output.
     weights = WEIGHTS[settings.rain]
-    network = open_network(weights)
+    network = optimize(load_weights(weights))
     print(f"3. network     {weights}; a pixel sees {network.receptive_field} to each side")
 
     # 4. It maps (N, 3, H, W) float32 in [0, 1] to the same. Round, don't truncate, to 8 bits.

@@ -3,7 +3,6 @@
 import base64
 import io
 import re
-import sys
 from pathlib import Path
 
 import cv2
@@ -15,7 +14,6 @@ from PIL import Image
 from derain.figure import crop_place, write_figure
 from derain.images import read_rgb
 from SSIM import psnr_y, ssim_y
-from utils import InputError
 
 matplotlib = pytest.importorskip("matplotlib", reason="an extra requirement")
 
@@ -76,14 +74,6 @@ def test_the_crop_is_where_most_rain_lies_over_most_detail() -> None:
     rainy[200:, 100:140] += 100  # and much rain over no detail
     x, y, w = crop_place(rainy, clean)
     assert w == 120 and x + w // 2 > 300 and y + w // 4 < 120
-
-
-def test_matplotlib_is_named_if_it_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(InputError, match="pip install"):
-        write_figure(tmp_path / "f.png", {"scene": images()})
 
 
 # ---------------------------------------------------------------- the example

@@ -21,7 +21,7 @@ from derain.inference import (
     derain,
     derain_image,
     fold,
-    open_network,
+    load_weights,
     optimize,
     parse_tile,
     weights_file,
@@ -60,7 +60,7 @@ def test_folded_equals_unfolded(network: DARGNet) -> None:
 
 def test_folded_in_bfloat16(network: DARGNet) -> None:
     rainy = random_image(1, 3, 48, 48)
-    found, exact = derain(optimize(network, torch.bfloat16), rainy), derain(network, rainy)
+    found, exact = derain(optimize(network, "bf16"), rainy), derain(network, rainy)
     assert found.dtype == torch.float32
     assert not torch.equal(found.bfloat16().float(), found), "the image itself was rounded"
     assert (found - exact).square().mean() < 1e-4
@@ -119,7 +119,7 @@ def test_a_network_without_receptive_field_runs_whole(tmp_path: Path, precision:
     saved = whole_image_network()
     torch.save(saved.state_dict(), tmp_path / "own.pth")
     load = partial(load_network, network=whole_image_network())
-    opened = open_network(tmp_path / "own.pth", "cpu", precision, load)
+    opened = optimize(load_weights(tmp_path / "own.pth", load), precision)
     rgb = random_pixels(40, 50, 3)
     assert np.array_equal(derain_image(opened, rgb, tile=16), derain_image(opened, rgb, tile=0))
     rainy = random_image(1, 3, 40, 50)

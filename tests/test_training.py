@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import train_rain100H
 import train_rain100L
 from derain.cli import parse_settings
-from derain.inference import derain_image, open_network
+from derain.inference import derain_image, load_weights
 from derain.optim import Muon
 from derain.pairs import find_pairs, read_pair
 from derain.train import RECIPES, Loss, TrainSettings, lr_factor, train
@@ -287,7 +287,7 @@ def test_a_network_and_a_loss_of_ones_own(settings: TrainSettings, options: dict
     means = log(folder, "train")[-1]["train"]
     assert means.keys() == {"loss", "squares", "bright"}
     assert means["loss"] == pytest.approx(means["squares"] + means["bright"], abs=1e-6)
-    tested = open_network(folder, load=lambda path: load_network(path, own_network()))
+    tested = load_weights(folder, lambda path: load_network(path, own_network()))
     assert derain_image(tested, scene(1)[0]).shape == (64, 72, 3)
     with pytest.raises(InputError, match="another network"):
         run(settings, **options)
