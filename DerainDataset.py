@@ -33,15 +33,14 @@ VERSION = 2  # of the packed files
 def prepare(folder: Path, strict: bool = False, clean_dir: Path | None = None) -> Path:
     """Pack a folder of pairs into one HDF5 file, unless that is done already, and return its path.
 
-    The file lies beside the folder, or in the user's cache if that place is read-only. It records
-    the names, sizes and times of its images and is packed again when they change. It is complete or
-    not there at all. strict: leave out RainTrainH's pairs with test backgrounds. clean_dir: as in
-    find_pairs.
+    The file lies beside the folder. It records the names, sizes and times of its images, and is
+    packed again when they change. strict: leave out RainTrainH's pairs with test backgrounds.
+    clean_dir: as in find_pairs.
 
-    Raises InputError for anything wrong with the images, or for a file of that name that is damaged
-    or not a packed set.
+    Raises InputError for anything wrong with the images, for a file of that name that is damaged or
+    not a packed set, and for a place that is read-only.
     """
-    pairs, ending = find_pairs(folder, clean_dir=clean_dir), ".h5"
+    pairs, ending = find_pairs(folder, clean_dir), ".h5"
     if strict and not (folder / SYNTHETIC_MARKER).exists():
         kept, sentence = strict_raintrainh(pairs)
         print(sentence, flush=True)
@@ -52,16 +51,14 @@ def prepare(folder: Path, strict: bool = False, clean_dir: Path | None = None) -
         for file in pair.rainy, pair.clean:
             name, status = Path(os.path.relpath(file, folder)).as_posix(), file.stat()
             files.append([name, status.st_size, status.st_mtime_ns])
-    sources, place = json.dumps(files), folder.resolve()
+    sources, place = json.dumps(files), Path(os.path.normpath(folder.absolute()))
     path = place.with_name(place.name + ending)
-    if not os.access(path.parent, os.W_OK):
-        digest = hashlib.sha256(os.fsencode(place)).hexdigest()[:8]  # folders of one name differ
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        path = cache / "dargnet" / f"{place.name}-{digest}{ending}"
     if path.exists():
         with opened(path) as packed:
             if packed.attrs["version"] == VERSION and packed["sources"].asstr()[()] == sources:
                 return path
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path.parent}: is read-only; name a link to {folder} from elsewhere")
     content = io.BytesIO()  # because HDF5 itself would crash on a full disk
     with h5py.File(content, "w") as packed:
         pack(packed, pairs, sources, f"packing {folder}")
@@ -99,8 +96,8 @@ def pack(file: h5py.File, pairs: Sequence[Pair], sources: str, title: str) -> No
     file["sources"], file.attrs["version"] = sources, VERSION
 
 
-def has_grey_layer(rainy: np.ndarray, clean: np.ndarray, share: float = 0.999) -> bool:
-    """Return whether rainy = min(255, clean + a grey layer >= 0) in at least `share` of the pixels.
+def has_grey_layer(rainy: np.ndarray, clean: np.ndarray) -> bool:
+    """Return whether rainy = min(255, clean + a grey layer >= 0) in 99.9 % of the pixels.
 
     Both (H, W, 3) uint8 RGB. The layer is the largest of the three channels' differences, because
     clipped channels differ by less.
@@ -108,19 +105,7 @@ def has_grey_layer(rainy: np.ndarray, clean: np.ndarray, share: float = 0.999) -
     difference = rainy.astype(np.int16) - clean
     layer = difference.max(axis=2, keepdims=True)
     fits = (np.minimum(255, clean + layer) == rainy).all(axis=2) & (layer[..., 0] >= 0)
-    return bool(fits.mean() >= share)
-
-
-def line_digests(image: np.ndarray) -> set[bytes]:
-    """Return digests of an image's rows and columns but flat ones.
-
-    Two crops of one photograph share some, so backgrounds are recognised without a list of names.
-    """
-    digests = set()
-    for side in (image, image.swapaxes(0, 1)):
-        for line in side[side.std(axis=(1, 2)) > 4]:
-            digests.add(hashlib.blake2b(line.tobytes(), digest_size=12).digest())
-    return digests
+    return bool(fits.mean() >= 0.999)
 
 
 class DerainDataset(Dataset):
@@ -140,7 +125,7 @@ class DerainDataset(Dataset):
     ) -> None:
         self.path, self.patch_size = Path(hdf5_path), patch_size
         with opened(self.path) as file:
-            self._index, self._grey = file["pairs"][()], file["grey_layer"][()]
+            self._index, self.has_grey_layer = file["pairs"][()], file["grey_layer"][()]
             self.names = [name for name, *_ in json.loads(file["sources"].asstr()[()])[::2]]
             self._images = {int(i): file[f"images/{i}"][()] for i in np.unique(self._index)}
         self.pairs = list(range(len(self._index)))
@@ -183,10 +168,6 @@ class DerainDataset(Dataset):
         rainy, clean = self._index[pair]
         return self._images[int(rainy)], self._images[int(clean)]
 
-    def grey_pairs(self) -> list[int]:
-        """Return the pairs whose rain is one grey layer added to the clean image."""
-        return [pair for pair in self.pairs if self._grey[pair]]
-
     def part(self, pairs: Sequence[int]) -> "DerainDataset":
         """Return a data set of some of the pairs."""
         part = copy.copy(self)
@@ -196,26 +177,31 @@ class DerainDataset(Dataset):
         return part
 
     def held_out(self, count: int, seed: int) -> "DerainDataset":
-        """Return at least `count` pairs, drawn by `seed`, with all others of their backgrounds."""
-        lines, chosen = self._lines(), set[int]()
-        for drawn in np.random.RandomState(seed % 2**32).permutation(self.pairs):
-            if len(chosen) < count:
-                chosen.add(int(drawn))
-                chosen.update(pair for pair in lines if lines[pair] & lines[drawn])
-        return self.part(sorted(chosen))
+        """Return a data set of `count` pairs, drawn by `seed`."""
+        order = np.random.RandomState(seed % 2**32).permutation(self.pairs)
+        return self.part(sorted(order[:count].tolist()))
 
     def without_backgrounds_of(self, others: Sequence["DerainDataset"]) -> "DerainDataset":
         """Leave out pairs with backgrounds of other sets. Raises InputError if none is left."""
-        seen = set[bytes]().union(*(lines for data in others for lines in data._lines().values()))
-        kept = [pair for pair, lines in self._lines().items() if seen.isdisjoint(lines)]
+        seen = set[bytes]()
+        for data in others:
+            seen.update(*map(data.line_digests, data.pairs))
+        kept = [pair for pair in self.pairs if seen.isdisjoint(self.line_digests(pair))]
         if not kept:
             problem = "every pair has a background that is in validation"
             raise InputError(f"{self.path}: {problem}; validate on other or fewer pairs")
         return self.part(kept)
 
-    def _lines(self) -> dict[int, set[bytes]]:
-        """Return the digests of the lines of each pair's clean image."""
-        return {pair: line_digests(self.whole_pair(pair)[1]) for pair in self.pairs}
+    def line_digests(self, pair: int) -> set[bytes]:
+        """Return digests of the rows and columns of a pair's clean image, but of flat ones.
+
+        Two crops of one photograph share some, so a background is recognised without its name.
+        """
+        clean, digests = self.whole_pair(pair)[1], set()
+        for side in (clean, clean.swapaxes(0, 1)):
+            for line in side[side.std(axis=(1, 2)) > 4]:
+                digests.add(hashlib.blake2b(line.tobytes(), digest_size=12).digest())
+        return digests
 
 
 def to_tensors(patches: Sequence[Sequence[np.ndarray]]) -> tuple[Tensor, Tensor]:

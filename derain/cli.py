@@ -4,13 +4,11 @@ import argparse
 import dataclasses
 import os
 import re
-import signal
 import sys
-import threading
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,28 +48,6 @@ def run_script(run: Callable[[Any], None], settings: Any, doc: str) -> None:
         status, line = 2, "error: out of memory; use a smaller --tile or --batch_size"
     print(line, file=sys.stderr)
     raise SystemExit(status)
-
-
-@contextmanager
-def interrupts_noted() -> Iterator[Callable[[], bool]]:
-    """Note the signals that end a process. Yields a function that tells whether one came.
-
-    They are Ctrl-C, SIGTERM, SIGHUP (a terminal closes) and SIGUSR1 (a cluster ends the job soon).
-    Ignored ones, such as SIGHUP under nohup, stay ignored.
-    """
-    noted = threading.Event()
-    handlers: dict[int, Any] = {}
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
-        # Windows lacks two of them, and only the main thread may set handlers.
-        with suppress(AttributeError, ValueError):
-            number = getattr(signal, name)
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                handlers[number] = signal.signal(number, lambda *_: noted.set())
-    try:
-        yield noted.is_set
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def check_folder(path: Path, flag: str = "--save_path") -> None:

@@ -50,7 +50,9 @@ class RandomCrops:
         for data in self.sets:
             data.check_size(max(size for size, *_ in self.stages))
         self._pairs = [data.pairs for data in self.sets]
-        self._grey_pairs = [data.grey_pairs() for data in self.sets]
+        self._grey_pairs = []
+        for data in self.sets:
+            self._grey_pairs.append([pair for pair in data.pairs if data.has_grey_layer[pair]])
         self._grey_shares = np.multiply(self.shares, [bool(pairs) for pairs in self._grey_pairs])
         if self.recombine and not any(self._grey_pairs):
             raise InputError("--recombine: no pair's rain is one grey layer; train without it")

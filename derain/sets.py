@@ -1,14 +1,13 @@
-"""Identify data sets by the pixels of their images, check them, and quote published scores.
+"""Identify data sets by the pixels of their images, and check them.
 
     python -m derain.sets datasets/test/Rain100L                           # check a set
     python -m derain.sets datasets/train/RainTrainH datasets/test/Rain12   # and shared images
-    python -m derain.sets                                                  # published scores
 
 Your own test set gets its name in tables by an entry in TEST_SETS with the fingerprint that the
 check prints, and by a script like test_Rain12.py.
 
-exit status: 0 all is well; 1 pairs don't fit, a known set is changed, or two folders have clean
-images in common; 2 an image can't be read or has no partner
+exit status: 0 all is well; 1 a known set is changed, or two folders have clean images in common; 2
+an image can't be read or has no partner
 """
 
 import hashlib
@@ -25,7 +24,7 @@ from tqdm import tqdm
 from derain.cli import run_script, setting
 from derain.pairs import Pair, find_pairs, read_pair
 from derain.synthesize import synthetic_label
-from DerainDataset import has_grey_layer
+from utils import InputError
 
 STORE = Path(__file__).with_name("fingerprints.json")  # hashes of pairs, by known set
 
@@ -46,25 +45,6 @@ RAIN100H = TestSet("Rain100H", "heavy", "3245ea25183f", (29.8105, 0.90521, 28.38
 RAIN100L = TestSet("Rain100L", "light", "0c8a838fe212", (37.7139, 0.98053, 36.284))
 RAIN12 = TestSet("Rain12", "light", "236b9de11742", (36.822, 0.9618, None), (9, 10, 11, 12))
 TEST_SETS = {test_set.name: test_set for test_set in (RAIN100H, RAIN100L, RAIN12)}
-
-
-PUBLISHED = """\
-PSNR in dB / SSIM of Y under PReNet's protocol, of methods trained on the strict 1,254 pairs of
-RainTrainH or the 200 of RainTrainL. Published with PReNet (CVPR 2019), BRN's with BRN (ICASSP 2020,
-TIP 2020); DARGNet's measured here from the images that its authors released.
-
-| method | parameters | Rain100H | Rain100L | Rain12 |
-|---|---|---|---|---|
-| GMM |  | 15.05 / .425 | 28.66 / .865 | 32.02 / .855 |
-| DDN |  | 21.92 / .764 | 32.16 / .936 | 31.78 / .900 |
-| SIRR |  | 22.47 / .716 | 32.37 / .926 | 34.02 / .935 |
-| JORDER |  | 26.54 / .835 | 36.61 / .974 | 33.92 / .953 |
-| PRN |  | 28.07 / .884 | 36.99 / .977 | 36.62 / .952 |
-| PReNet_r |  | 28.98 / .892 | 37.10 / .977 | 36.69 / .962 |
-| PReNet | 168,963 | 29.46 / .899 | 37.48 / .979 | 36.66 / .961 |
-| BRN (ICASSP) |  | 29.58 / .902 | 37.82 / .981 | 36.70 / .959 |
-| DARGNet, released images | 387,495 | 29.81 / .905 | 37.71 / .981 | 36.82 / .962 |
-| BRN (TIP) | 412,518 | 30.47 / .913 | 38.16 / .982 | 36.74 / .959 |"""
 
 
 def pair_hash(rainy: np.ndarray, clean: np.ndarray) -> str:
@@ -111,9 +91,9 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    """Check folders and whether they share clean images; without folders, print scores."""
+    """Check folders, and whether they share clean images."""
     if not settings.folders:
-        print(PUBLISHED)
+        raise InputError("name a folder of pairs to check, or several")
     clean_images, all_is_well = {}, True
     for folder in settings.folders:
         clean_images[folder], is_well = check_set(folder)
@@ -130,28 +110,22 @@ def main(settings: Settings) -> None:
 def check_set(folder: Path) -> tuple[list[str], bool]:
     """Report on a folder of pairs. Return the hash of each clean image and whether all is well."""
     pairs = find_pairs(folder)
-    sizes, hashes, clean_hashes, misfits = Counter[str](), [], [], []
+    sizes, hashes, clean_hashes = Counter[str](), [], []
     for pair in tqdm(pairs, unit="pair", leave=False, disable=None):
         rainy, clean = read_pair(pair)
         sizes[f"{clean.shape[1]}x{clean.shape[0]}"] += 1
         hashes.append(pair_hash(rainy, clean))
         clean_hashes.append(pair_hash(clean, clean))
-        if not has_grey_layer(rainy, clean, share=1.0):
-            misfits.append(pair.rainy.name)
 
     count = len(pairs)
     label, exact = identify(hashes)
     by_size = ", ".join(f"{number} of {size}" for size, number in sizes.most_common(5))
-    rain = f"{count - len(misfits)} of {count} pairs are clean + one grey layer, clipped at 255"
-    if misfits:
-        rain += f"; not {', '.join(misfits[:3])}"
     print(folder)
     print(f"  layout       {pairs[0].rainy} with {pairs[0].clean}")
     print(f"  pairs        {count}: {by_size}; {len(set(clean_hashes))} different clean images")
-    print(f"  rain         {rain}")
     print(f"  set          {synthetic_label(folder) or label}")
     print(f"  fingerprint  {fingerprint(hashes)}")
-    return clean_hashes, exact == count or (exact == 0 and not misfits)
+    return clean_hashes, exact in (0, count)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Training, read top to bottom: settings, then `train` and its loop over steps.
 
-The loss is in the train scripts, the patches come from derain/crops.py, Muon is in derain/optim.py.
+The loss is in the train scripts. Random crops are in derain/crops.py, Muon is in derain/optim.py,
+resuming, files and processes are in derain/run.py.
 Everything random is a function of the seed and the step, so an interrupted run resumes bit for bit.
 With --minutes it does not: there the learning rate follows the clock.
 """
@@ -21,12 +22,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from derain import distributed
-from derain.cli import check_folder, interrupts_noted, setting, text_to_paths
+from derain.cli import check_folder, setting, text_to_paths
 from derain.crops import RandomCrops, folder_and_share, parsed_stage
 from derain.inference import derain_image, load_weights, optimize
 from derain.optim import Muon
-from derain.run_folder import RunFolder, resume
+from derain.run import IS_MAIN, WORLD_SIZE, RunFolder, averaged, connect, resume, say, share_of
 from DerainDataset import DerainDataset, prepare
 from networks import load_network
 from SSIM import psnr_y, ssim_y
@@ -35,7 +35,7 @@ from utils import InputError, choose_precision, environment
 Loss = Callable[[Tensor, Tensor], dict[str, Tensor]]  # derained, clean -> named parts of the loss
 Batch = tuple[Tensor, Tensor]  # rainy and clean, (N, 3, P, P) in [0, 1]
 BatchOf = Callable[[int, float], Batch]  # step, share of the run -> its batch
-SAVE_SECONDS = 300  # between training states, in addition to each epoch's end
+SAVE_SECONDS = 60  # between training states, in addition to each epoch's end
 VARIATIONS = ("augment", "recombine", "vary_rain", "recolour", "without_rain")  # of random crops
 NOT_ZERO = ("channels", "groups", "epochs", "minutes", "max_steps")
 NOT_ZERO += ("batch_size", "patch_size", "stride")
@@ -85,11 +85,7 @@ class TrainSettings:
     lr: float = setting(1e-3, "highest learning rate of Adam")
     muon_lr: float = setting(0.01, "highest learning rate of Muon")
     weight_decay: float = setting(0.1, "decoupled weight decay of Muon's kernels")
-    schedule: str = setting(
-        "multistep",
-        "learning rate: falls at milestones or to 0",
-        ("multistep", "cosine", "linear"),
-    )
+    schedule: str = setting("multistep", "of learning rates", ("multistep", "cosine", "linear"))
     milestones: tuple[float, ...] = setting((40, 60, 80), "epochs of the falls to a fifth")
     warmup: int = setting(200, "steps of linear warm-up (cosine and linear)")
     start: str = setting("random", "initial weights", ("random", "identity"))
@@ -117,28 +113,28 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
     state_latest.pth (to resume from), log.jsonl and TensorBoard's files.
 
     Raises InputError for anything wrong with settings, images or the folder, and for a loss that is
-    not finite; KeyboardInterrupt, when all is saved, after Ctrl-C, SIGTERM, SIGHUP or SIGUSR1.
+    not finite. However a run ends, the same settings resume it from a state of its last minute.
     """
     check_settings(settings)
-    device = distributed.connect(settings.device)
+    device = connect(settings.device)
     precision = choose_precision(settings.precision, device)
     sets, validation_sets = load_sets(settings)
+    pairs = sum(len(data.pairs) for data in sets)
     steps_per_epoch, batch_of = order_of_batches(settings, sets)
     validate_every = settings.validate_every or steps_per_epoch
     last_step, last_minute = settings.max_steps or math.inf, settings.minutes or math.inf
     if not settings.minutes:
         last_step = min(last_step, settings.epochs * steps_per_epoch)
     network, optimizer = prepared(settings, network, device)
-    parallel = DistributedDataParallel(network) if distributed.WORLD_SIZE > 1 else network
+    parallel = DistributedDataParallel(network) if WORLD_SIZE > 1 else network
 
     by_name = dataclasses.asdict(settings)
     first_step, first_minute = resume(settings.save_path, by_name, network, optimizer)
     step, progress = first_step, max(first_step / last_step, first_minute / last_minute)
     sums = Counter[str]()
     folder = RunFolder(settings.save_path, by_name, step, environment(device))
-    main = distributed.IS_MAIN
-    bar = tqdm(total=1, initial=progress, bar_format=PROGRESS, mininterval=3, disable=not main)
-    with closing(folder), bar, interrupts_noted() as interrupted:
+    bar = tqdm(total=1, initial=progress, bar_format=PROGRESS, mininterval=3, disable=not IS_MAIN)
+    with closing(folder), bar:
         began = saved = time.monotonic()
         while progress < 1:
             epoch = progress * settings.epochs if settings.minutes else step / steps_per_epoch
@@ -148,7 +144,7 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
             losses = take_step(parallel, optimizer, loss, batch_of(step, progress), precision)
             step += 1
             minutes = first_minute + (time.monotonic() - began) / 60
-            minutes, stop = distributed.means([minutes, interrupted()], device)
+            (minutes,) = averaged([minutes], device)
             progress = max(step / last_step, minutes / last_minute)
             if not math.isfinite(losses["loss"]):
                 kept = f"{settings.save_path} keeps the last training state"
@@ -158,24 +154,23 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
             bar.update(min(progress, 1) - bar.n)
             if step == first_step + 3:
                 pace = (time.monotonic() - began) / 3
-                left = min(pace * (last_step - first_step), 60 * (last_minute - first_minute))
-                distributed.say(plan(sets, left, pace, settings.save_path))
+                steps = min(last_step - first_step, 60 * (last_minute - first_minute) / pace)
+                left = math.ceil(steps * pace / 60)
+                plan = f"at {pace:.2f} s a step, {steps:.0f} steps take {left} min"
+                say(f"training on {pairs} pairs; {plan}; weights go to {settings.save_path}")
 
             is_last, epoch_is_over = progress >= 1, step % steps_per_epoch == 0
             if validation_sets and (is_last or step % validate_every == 0):
                 scores = validate(network, validation_sets, precision)
                 folder.log({"step": step, "minutes": minutes, "validation": scores})
-            if is_last or epoch_is_over or stop or time.monotonic() - saved > SAVE_SECONDS:
+            if is_last or epoch_is_over or time.monotonic() - saved > SAVE_SECONDS:
                 means = {name: sums[name] / sums["steps"] for name in losses}
                 rate = optimizer.param_groups[0]["lr"]
                 folder.log({"step": step, "minutes": minutes, "lr": rate, "train": means})
                 folder.save(network, optimizer, step, minutes, step / steps_per_epoch)
                 sums.clear()
                 saved = time.monotonic()
-            if stop and not is_last:
-                distributed.say(f"interrupted at step {step}; the same command resumes here")
-                raise KeyboardInterrupt
-    distributed.say(f"{settings.save_path / 'net_latest.pth'}: trained for {step} steps")
+    say(f"{settings.save_path / 'net_latest.pth'}: trained for {step} steps")
 
 
 def lr_factor(settings: TrainSettings, step: int, epoch: float, progress: float) -> float:
@@ -193,7 +188,7 @@ def take_step(
 ) -> dict[str, float]:
     """Take a step on this process's share of a batch, and return the parts of the whole loss."""
     device = next(network.parameters()).device
-    rainy, clean, weight = distributed.share_of(*batch)
+    rainy, clean, weight = share_of(*batch)
     rainy, clean = rainy.to(device), clean.to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         derained = network(rainy)
@@ -204,14 +199,7 @@ def take_step(
     optimizer.step()
     parts = {**parts, "loss": total}
     numbers = weight * torch.stack(list(parts.values())).detach()
-    return dict(zip(parts, distributed.means(numbers.tolist(), device), strict=True))
-
-
-def plan(sets: Sequence[DerainDataset], left: float, pace: float, folder: Path) -> str:
-    """Describe a run by its pairs, the seconds left, the seconds a step takes, and its folder."""
-    pairs = sum(len(data.pairs) for data in sets)
-    work = f"at {pace:.2f} s a step, {left / pace:.0f} steps take {math.ceil(left / 60)} min"
-    return f"training on {pairs} pairs; {work}; weights go to {folder}"
+    return dict(zip(parts, averaged(numbers.tolist(), device), strict=True))
 
 
 def check_settings(settings: TrainSettings) -> None:
@@ -228,21 +216,18 @@ def check_settings(settings: TrainSettings) -> None:
     count = len(settings.data_path)
     if count == 0 or (count > 1 and not settings.stages):
         raise InputError("--data_path: name one folder, or several with --recipe best or --stages")
-    if settings.clean_dir and count > 1:
-        raise InputError("--clean_dir: works with a single folder, the one of --data_path")
     check_folder(settings.save_path)
 
 
 def load_sets(settings: TrainSettings) -> tuple[list[DerainDataset], list[DerainDataset]]:
     """Pack and read the sets to train on, and those to validate on, if any."""
-
-    def read(folder: Path, strict: bool = False, clean_dir: Path | None = None) -> DerainDataset:
-        path = prepare(folder, strict, clean_dir)
-        return DerainDataset(path, settings.patch_size, settings.stride, settings.flip)
-
-    folders = [folder_and_share(text)[0] for text in settings.data_path]
-    sets = [read(folder, settings.strict, settings.clean_dir) for folder in folders]
-    validation_sets = [read(Path(path)) for path in settings.validation_path]
+    sets, validation_sets = [], []
+    patches = settings.patch_size, settings.stride, settings.flip
+    for text in settings.data_path:
+        packed = prepare(folder_and_share(text)[0], settings.strict, settings.clean_dir)
+        sets.append(DerainDataset(packed, *patches))
+    for folder in settings.validation_path:
+        validation_sets.append(DerainDataset(prepare(Path(folder)), *patches))
     if settings.validation:
         for data in sets:
             validation_sets.append(data.held_out(settings.validation, settings.seed))
@@ -253,7 +238,7 @@ def load_sets(settings: TrainSettings) -> tuple[list[DerainDataset], list[Derain
         for i, data in enumerate(sets):
             sets[i] = data.without_backgrounds_of(validation_sets)
             count = f"{len(sets[i].pairs)} of {len(data.pairs)} pairs"
-            distributed.say(f"{data.path.stem}: {count} have no background of the validation pairs")
+            say(f"{data.path.stem}: {count} have no background of the validation pairs")
     return sets, validation_sets
 
 

@@ -4,8 +4,6 @@ import dataclasses
 import errno
 import json
 import math
-import os
-import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +14,7 @@ import torch
 from conftest import ROOT
 
 import utils
-from derain.cli import check_folder, interrupts_noted, parse_settings, run_script, setting
+from derain.cli import check_folder, parse_settings, run_script, setting
 from utils import InputError
 
 CPU = torch.device("cpu")
@@ -140,16 +138,6 @@ def test_run_script_ends_in_one_line(
     printed = capsys.readouterr().err.splitlines()
     assert len(printed) == bool(status)
     assert "".join(printed).startswith(line)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="no such signals there")
-def test_interrupts_are_noted_and_handlers_come_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with interrupts_noted() as interrupted:
-        assert not interrupted()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert interrupted()
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
