@@ -9,7 +9,7 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from SSIM import SSIM, image_metrics, luma, psnr_rgb, psnr_y, ssim_rgb, ssim_y
+from SSIM import SSIM, image_metrics, psnr_rgb, psnr_y, ssim_rgb, ssim_y
 
 OPTIONS = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 
@@ -39,12 +39,6 @@ def test_the_published_scripts_scores(size: tuple[int, int], psnr: float, ssim: 
     derained, clean = vector(*size)
     assert psnr_y(derained, clean) == pytest.approx(psnr, abs=1e-9)
     assert ssim_y(derained, clean) == pytest.approx(ssim, abs=1e-9)
-
-
-def test_luma_is_matlabs() -> None:
-    colours = np.array([[[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 0, 255]]], np.uint8)
-    expected = np.array([16, 235, 81.481, 40.966]) / 255
-    assert luma(colours)[0] == pytest.approx(expected, abs=1e-12)
 
 
 def test_equal_images() -> None:

@@ -281,6 +281,9 @@ def test_a_network_and_a_loss_of_ones_own(settings: TrainSettings, options: dict
     with pytest.raises(KeyboardInterrupt):
         run(settings, interrupting(5, own_loss), own_network, **options)
     assert same(run(settings, own_loss, own_network, **options), whole)
+    fp32 = options | {"precision": "fp32", "save_path": folder / "fp32"}
+    exact = run(settings, own_loss, own_network, **fp32)
+    assert same(exact, whole) == (options["precision"] == "fp32")
     means = log(folder, "train")[-1]["train"]
     assert means.keys() == {"loss", "squares", "bright"}
     assert means["loss"] == pytest.approx(means["squares"] + means["bright"], abs=1e-6)
