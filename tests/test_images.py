@@ -219,7 +219,7 @@ def test_paths_that_are_rejected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("array", "options"), [(RGB, {}), (RGB, {"subsampling": 0}), (GREY[..., 0], {"quality": 30})]
+    ("array", "options"), [(RGB, {"exif": exif(6)}), (GREY[..., 0], {"quality": 30})]
 )
 def test_a_jpeg_without_end_mark(tmp_path: Path, array: Any, options: dict[str, int]) -> None:
     """Read if its lines are complete, and never with lines that the decoder made up."""
