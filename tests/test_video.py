@@ -172,7 +172,6 @@ def test_rgb_becomes_bt709(tmp_path: Path) -> None:
 ONE = 1 << 16  # in the fixed point of the matrix
 TURNS = {
     "right": ((0, ONE, 0, -ONE, 0), lambda rgb: np.rot90(rgb, -1)),
-    "half": ((-ONE, 0, 0, 0, -ONE), lambda rgb: np.rot90(rgb, 2)),
     "mirrored": ((-ONE, 0, 0, 0, ONE), np.fliplr),
 }
 
