@@ -1,9 +1,9 @@
 """Training, read top to bottom: settings, then `train` and its loop over steps.
 
-The loss is in the train scripts. Random crops are in derain/crops.py, Muon is in derain/optim.py,
-resuming, files and processes are in derain/run.py.
-Everything random is a function of the seed and the step, so an interrupted run resumes bit for bit.
-With --minutes it does not: there the learning rate follows the clock.
+The loss is in the train scripts, random crops are in derain/crops.py, Muon is in derain/optim.py,
+the files of a run and its processes in derain/run.py. Everything random is a function of the seed
+and the step, so an interrupted run resumes bit for bit. With --minutes it does not: there the
+learning rate follows the clock.
 """
 
 import dataclasses
@@ -85,7 +85,7 @@ class TrainSettings:
     lr: float = setting(1e-3, "highest learning rate of Adam")
     muon_lr: float = setting(0.01, "highest learning rate of Muon")
     weight_decay: float = setting(0.1, "decoupled weight decay of Muon's kernels")
-    schedule: str = setting("multistep", "of learning rates", ("multistep", "cosine", "linear"))
+    schedule: str = setting("multistep", "of the learning rate", ("multistep", "cosine", "linear"))
     milestones: tuple[float, ...] = setting((40, 60, 80), "epochs of the falls to a fifth")
     warmup: int = setting(200, "steps of linear warm-up (cosine and linear)")
     start: str = setting("random", "initial weights", ("random", "identity"))
@@ -222,12 +222,12 @@ def check_settings(settings: TrainSettings) -> None:
 def load_sets(settings: TrainSettings) -> tuple[list[DerainDataset], list[DerainDataset]]:
     """Pack and read the sets to train on, and those to validate on, if any."""
     sets, validation_sets = [], []
-    patches = settings.patch_size, settings.stride, settings.flip
+    grid = settings.patch_size, settings.stride, settings.flip
     for text in settings.data_path:
         packed = prepare(folder_and_share(text)[0], settings.strict, settings.clean_dir)
-        sets.append(DerainDataset(packed, *patches))
+        sets.append(DerainDataset(packed, *grid))
     for folder in settings.validation_path:
-        validation_sets.append(DerainDataset(prepare(Path(folder)), *patches))
+        validation_sets.append(DerainDataset(prepare(Path(folder)), *grid))
     if settings.validation:
         for data in sets:
             validation_sets.append(data.held_out(settings.validation, settings.seed))
