@@ -72,7 +72,7 @@ def prepare(folder: Path, strict: bool = False, clean_dir: Path | None = None) -
 def opened(path: Path) -> Iterator[h5py.File]:
     """Open a packed file for reading. Raises InputError if it is damaged or something else."""
     try:
-        with h5py.File(path, "r", locking=False) as file:  # some file systems have no locks
+        with h5py.File(path, "r", locking=False) as file:  # some file systems have none
             yield file
     except Exception as error:  # h5py raises many types for damaged files
         problem = f"not a packed training set ({type(error).__name__})"
@@ -164,7 +164,7 @@ class DerainDataset(Dataset):
         return to_tensors(patches)
 
     def whole_pair(self, pair: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return a pair's rainy and clean image, (H, W, 3) uint8 RGB, not to be written to."""
+        """Return a pair's rainy and clean image, (H, W, 3) uint8 RGB, not to be modified."""
         rainy, clean = self._index[pair]
         return self._images[int(rainy)], self._images[int(clean)]
 

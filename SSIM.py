@@ -31,7 +31,7 @@ class SSIM(nn.Module):
 
     Inputs: (N, C, H, W), float, in [0, 1], of equal shapes; each channel is compared by itself.
     Returns a scalar in (-1, 1], which is 1 for equal images. The 11x11 Gaussian window (sigma 1.5)
-    runs over zero-padded images, so that borders count too. C1 = 0.01^2 and C2 = 0.03^2.
+    runs over zero-padded images, so borders count too. C1 = 0.01^2 and C2 = 0.03^2.
     Half-precision inputs are computed in float32. Raises ValueError if the shapes differ.
     """
 
@@ -59,7 +59,7 @@ class SSIM(nn.Module):
             return (luminance * (2 * covariance + c2) / (variances + c2)).mean()
 
     def _blur(self, maps: Tensor) -> Tensor:
-        """Blur every channel by a row and a column of the Gaussian: 22 products instead of 121."""
+        """Blur every channel by a row and a column of the Gaussian: 22 products, not 121."""
         channels = maps.shape[1]
         window = self.window.to(maps.dtype).to(maps.device)
         rows = window.view(1, 1, 1, -1).expand(channels, -1, -1, -1)

@@ -10,7 +10,8 @@ This file needs torch and nothing else; to use the network elsewhere, copy it:
     derained = network(rainy)            # (N, 3, H, W) RGB in [0, 1] -> the same shape
 
 Reading order: SpatialAttention and ChannelAttention make DualAttention; two of those and a
-convolution make a ResidualGroup; five groups between a head and a tail make DARGNet.
+convolution make a ResidualGroup; five groups between a head and a tail make DARGNet. PReLU, below
+them, equals nn.PReLU and trains faster on a CPU.
 derain/inference.py runs a trained network faster, and in exact tiles.
 """
 
@@ -29,12 +30,12 @@ from torch.autograd.function import once_differentiable
 
 
 def conv3x3(inputs: int, outputs: int, dilation: int = 1, bias: bool = False) -> nn.Conv2d:
-    """A 3x3 convolution that keeps (H, W): the zero padding equals the dilation."""
+    """Return a 3x3 convolution that keeps (H, W): the zero padding equals the dilation."""
     return nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation, bias=bias)
 
 
 class SpatialAttention(nn.Module):
-    """Features of each pixel's surroundings at three scales: (N, C, H, W) -> (N, C, H, W).
+    """Features of each pixel's neighbourhood at three scales: (N, C, H, W) -> (N, C, H, W).
 
     Dilations 1, 2 and 5 see rain streaks of growing width. As in the published weights, ONE shared
     1x1 convolution joins the scales one after the other, and one PReLU serves all three places.
@@ -147,8 +148,8 @@ class DARGNet(nn.Module):
     def start_as_identity(self) -> None:
         """Rescale fresh weights to make the network almost the identity, which trains faster.
 
-        Head and tail copy three channels, on top of a third of their random weights; groups and
-        body contribute a tenth of their usual output.
+        Head and tail copy three channels, on top of scaled-down random weights; groups and body
+        contribute a tenth of their usual output.
         """
         for group in self.groups:
             group.conv.weight.mul_(0.1)
@@ -235,7 +236,7 @@ def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Modul
 
     path: a .safetensors file, or a state dict saved by torch.save, with our names or the published
     ones. It may be nested in a mapping, and its names may have a prefix such as 'module.'; of
-    several the one called ema is taken. A line counts the tensors that are left out. The network
+    several, the one called ema is taken. A line counts the tensors that are left out. The network
     comes back on the CPU, in eval mode. Raises OSError, or ValueError with one line.
     """
     path = Path(path)

@@ -7,8 +7,9 @@
     python test_real.py --data_path drive.mp4           # writes results/real/drive.mp4, with sound
 
 Grey stays grey, 16 bits stay 16, alpha is kept. Large images are computed in tiles, which gives the
-same pixels. Unreadable files are reported and skipped. Without --data_path, and without
-datasets/test/real, it shows itself on synthetic rain.
+same pixels. Unreadable files are reported and skipped. bf16 is used where the processor computes it
+natively; --precision fp32 gives the same pixels everywhere. Without --data_path it derains a
+synthetic sample.
 """
 
 from pathlib import Path

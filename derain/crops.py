@@ -29,7 +29,7 @@ Stage = tuple[int, int, float]  # side in pixels, crops per step, share of the r
 
 @dataclasses.dataclass
 class RandomCrops:
-    """Batches of random crops. The seed and the step decide about everything random.
+    """Batches of random crops. The seed and the step determine everything random.
 
     The variations are the shares, 0 to 1, of the crops to which they apply.
 

@@ -3,8 +3,8 @@
     network = optimize(load_weights(Path("logs/Rain100H")))
     derained = derain_image(network, rgb)            # (H, W, 3) uint8 or uint16 RGB -> the same
 
-The fastest form of DARGNet is folded: fewer operations, the same values up to rounding. Both are
-compared first, so that an edited networks.py runs as it is written.
+The fastest form of DARGNet is folded: fewer operations, the same values up to rounding. The two are
+compared first, so an edited networks.py runs unfolded, as it is written.
 """
 
 import copy
@@ -48,9 +48,9 @@ def load_weights(path: Path, load: Loader = load_network) -> nn.Module:
 
 
 def optimize(network: nn.Module, precision: str = "fp32") -> nn.Module:
-    """Return a copy for `derain`: a DARGNet folded, any other network as it is written.
+    """Return a copy for inference: a DARGNet folded, any other network as it is written.
 
-    precision: fp32 or bf16, for a network as it is written by autocast.
+    precision: fp32 or bf16; an unfolded network uses bf16 through autocast.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     if isinstance(network, DARGNet):
@@ -66,7 +66,7 @@ def optimize(network: nn.Module, precision: str = "fp32") -> nn.Module:
 
 @torch.no_grad()
 def is_foldable(network: DARGNet) -> bool:
-    """Compare the folded form with the network itself, on a small image in float64."""
+    """Return whether the folded form equals the network, on a small image in float64."""
     exact = copy.deepcopy(network).cpu().double().eval()
     rainy = torch.arange(3 * 22 * 27, dtype=torch.float64).sin().view(1, 3, 22, 27)
     try:
@@ -81,7 +81,7 @@ def fold(network: DARGNet, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Return a faster copy of a DARGNet with the same values up to rounding, for inference only.
 
     In bfloat16 the last convolution stays float32, because rounding would leave the image fewer
-    levels than 8 bits have. The copy's state dict has other names: save the original's.
+    levels than 8 bits have. Save the original's state dict: the copy's has other keys.
     """
     device = next(network.parameters()).device
     folded = copy.deepcopy(network).cpu().eval().requires_grad_(False)
@@ -135,7 +135,7 @@ class FoldedDualAttention(nn.Module):
         self.near.bias.copy_(matrix @ self.near.bias.double() + self.merge_bias.double())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Work in place, so that few results are in memory at a time."""
+        """Work in place to limit peak memory."""
         middle = F.leaky_relu_(self.conv_d2(x), self.slope)
         y = self.near(x).add_(F.conv2d(middle, self.merge_b))
         y = F.conv2d(F.leaky_relu_(y, self.slope), self.merge_a, self.merge_bias)
@@ -148,7 +148,7 @@ class FoldedDualAttention(nn.Module):
 @torch.inference_mode()
 def derain(network: nn.Module, rainy: Tensor) -> Tensor:
     """Derain (N, 3, H, W) RGB in [0, 1] on any device; the result is on the same one."""
-    device = next(network.parameters(), rainy).device
+    device = next(network.parameters(), rainy).device  # a network may have no parameters
     return network(rainy.to(device, memory_format=torch.channels_last)).to(rainy)
 
 
@@ -173,24 +173,25 @@ def derain_image(
         tile, overlap = max(height, width), 0
     # Tiles as equal as possible. Their overlap ends at the image's borders, so that the network
     # pads with zeros there and nowhere else.
-    rows, columns = (math.ceil(length / math.ceil(length / tile)) for length in (height, width))
-    corners = list(itertools.product(range(0, height, rows), range(0, width, columns)))
+    tile_height = math.ceil(height / math.ceil(height / tile))
+    tile_width = math.ceil(width / math.ceil(width / tile))
+    corners = list(itertools.product(range(0, height, tile_height), range(0, width, tile_width)))
     result = np.empty_like(rgb)
     for top, left in tqdm(corners, "tiles", leave=False, delay=1, disable=len(corners) == 1):
         y, x = max(top - overlap, 0), max(left - overlap, 0)
-        crop = rgb[y : top + rows + overlap, x : left + columns + overlap]
+        crop = rgb[y : top + tile_height + overlap, x : left + tile_width + overlap]
         derained = to_image(derain(network, to_tensor(crop)))[top - y :, left - x :]
         if not np.isfinite(derained).all():
             raise ValueError("output is not finite: check the weights, or use --precision fp32")
-        core = result[top : top + rows, left : left + columns]
+        core = result[top : top + tile_height, left : left + tile_width]
         core[:] = quantize(derained[: len(core), : core.shape[1]], rgb.dtype, quantization)
     return result
 
 
 def parse_tile(text: str) -> int | None:
-    """Read --tile: None for auto, 0 for off, or a number of pixels from 16 up."""
+    """Read --tile: None for auto, 0 for off, or at least 16 pixels."""
     if text in ("auto", "off"):
         return None if text == "auto" else 0
     if text.isdecimal() and int(text) >= 16:
         return int(text)
-    raise InputError(f"--tile {text}: takes auto, off, or a number of pixels from 16 up")
+    raise InputError(f"--tile {text}: takes auto, off, or at least 16 pixels")

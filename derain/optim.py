@@ -72,7 +72,7 @@ class Muon(torch.optim.Adam):
                 self.state[p] = {"step": torch.zeros(()), "momentum": torch.zeros_like(p)}
             momentum = self.state[p]["momentum"].lerp_(p.grad, 1 - group["momentum"])
             directions.append(p.grad.lerp(momentum, group["momentum"]).flatten(1))
-            p.grad = None  # because Adam takes a step with what has one
+            p.grad = None  # hides the kernel from Adam's step, which follows
         for p, update in zip(kernels, orthogonalize(torch.stack(directions)), strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"])
             p.add_(update.view(p.shape), alpha=-group["lr"])

@@ -28,7 +28,7 @@ from utils import InputError, choose_device, plain, save_torch, write_atomically
 RANK = int(os.environ.get("RANK", 0))
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 IS_MAIN = RANK == 0
-FREE = ("recipe", "save_path", "device", "validate_every")  # may change when a run resumes
+CHANGEABLE = ("recipe", "save_path", "device", "validate_every")  # when a run resumes
 
 
 def connect(device_name: str) -> torch.device:
@@ -74,7 +74,7 @@ def say(line: str) -> None:
 def resume(
     folder: Path, settings: dict[str, Any], network: nn.Module, optimizer: Optimizer
 ) -> tuple[int, float]:
-    """Continue the folder's training state, if there is one; return its step and minutes.
+    """Load the folder's training state, if there is one; return its step and minutes.
 
     Raises InputError for a damaged state, or one of other settings.
     """
@@ -86,7 +86,7 @@ def resume(
         state = torch.load(path, map_location="cpu", weights_only=True)
         for name, value in plain(settings).items():
             before = state["settings"].get(name)
-            if name not in FREE and before != value:
+            if name not in CHANGEABLE and before != value:
                 changes.append(f"{name} {before} -> {value}")
         if not changes:
             network.load_state_dict(state["state_dict"])

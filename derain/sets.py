@@ -35,10 +35,10 @@ class TestSet:
 
     __test__ = False  # for pytest
     name: str
-    rain: str  # heavy or light: the weights that test it, and the stand-in for a missing set
+    rain: str  # heavy or light: the synthetic stand-in if the set is missing
     fingerprint: str  # of all its pixels, as the check prints it
     reference: tuple[float, float, float | None] | None = None  # psnr_y, ssim_y, psnr_rgb
-    unseen: tuple[int, ...] = ()  # images whose photographs are not in RainTrainL, if others' are
+    unseen: tuple[int, ...] = ()  # positions, from 1, of images whose backgrounds RainTrainL lacks
 
 
 RAIN100H = TestSet("Rain100H", "heavy", "3245ea25183f", (29.8105, 0.90521, 28.384))

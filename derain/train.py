@@ -2,8 +2,8 @@
 
 The loss is in the train scripts, random crops are in derain/crops.py, Muon is in derain/optim.py,
 the files of a run and its processes in derain/run.py. Everything random is a function of the seed
-and the step, so an interrupted run resumes bit for bit. With --minutes it does not: there the
-learning rate follows the clock.
+and the step, so an interrupted run resumes bit for bit. With --minutes it does not,
+because the learning rate then follows the clock.
 """
 
 import dataclasses
@@ -34,14 +34,14 @@ from utils import InputError, choose_precision, environment
 
 Loss = Callable[[Tensor, Tensor], dict[str, Tensor]]  # derained, clean -> named parts of the loss
 Batch = tuple[Tensor, Tensor]  # rainy and clean, (N, 3, P, P) in [0, 1]
-BatchOf = Callable[[int, float], Batch]  # step, share of the run -> its batch
-SAVE_SECONDS = 60  # between training states, in addition to each epoch's end
+BatchSource = Callable[[int, float], Batch]  # step, progress (0 to 1) -> batch
+SAVE_SECONDS = 60  # between training states, besides those at epoch ends
 VARIATIONS = ("augment", "recombine", "vary_rain", "recolour", "without_rain")  # of random crops
 NOT_ZERO = ("channels", "groups", "epochs", "minutes", "max_steps")
 NOT_ZERO += ("batch_size", "patch_size", "stride")
 PROGRESS = "{percentage:5.1f}%|{bar:20}| {desc}, {remaining} left"
 
-# The values of other settings that --recipe stands for. logs/README.md has their measured gains.
+# Settings that each --recipe implies. logs/README.md has their measured gains.
 RECIPES = {
     "paper": {},
     "best": {
@@ -62,12 +62,14 @@ class TrainSettings:
     """The published recipe. A train script changes what its data set needs."""
 
     recipe: str = setting("paper", "paper: as published; best: for a CPU", RECIPES)
-    data_path: tuple[str, ...] = setting((), "folders of pairs; FOLDER=0.6: parts of the patches")
+    data_path: tuple[str, ...] = setting(
+        (), "folders of pairs; FOLDER=0.6 sets its part of the patches"
+    )
     clean_dir: Path | None = setting(None, "folder of the clean images, if not in --data_path")
     save_path: Path = setting(Path(), "folder for weights, training state and logs")
     channels: int = setting(32, "width of the network's hidden layers")
     groups: int = setting(5, "number of residual groups")
-    epochs: int = setting(100, "passes over the patches; of random crops, units of 1,000 steps")
+    epochs: int = setting(100, "passes over the patches; with random crops, thousands of steps")
     minutes: float | None = setting(None, "train for this long; not repeatable bit for bit")
     max_steps: int | None = setting(None, "stop after so many steps, even within an epoch")
     batch_size: int = setting(8, "patches per step")
@@ -77,20 +79,20 @@ class TrainSettings:
     flip: bool = setting(False, "double the patches by left-right mirror images")
     augment: bool = setting(False, "random crops: mirror them at random in both directions")
     recombine: float = setting(0.0, "random crops: share that gets the rain of another pair")
-    vary_rain: float = setting(0.0, "of these, the share whose rain is turned and scaled")
-    recolour: float = setting(0.0, "of these, the share with backgrounds in random colours")
-    without_rain: float = setting(0.0, "of the other crops, the share without rain")
+    vary_rain: float = setting(0.0, "share of recombined crops whose rain is turned and scaled")
+    recolour: float = setting(0.0, "share of recombined crops with recoloured backgrounds")
+    without_rain: float = setting(0.0, "share of the other crops that have no rain")
     strict: bool = setting(False, "of RainTrainH only the 1,254 pairs without test backgrounds")
     optimizer: str = setting("adam", "muon is for the inner kernels only", ("adam", "muon"))
     lr: float = setting(1e-3, "highest learning rate of Adam")
     muon_lr: float = setting(0.01, "highest learning rate of Muon")
     weight_decay: float = setting(0.1, "decoupled weight decay of Muon's kernels")
     schedule: str = setting("multistep", "of the learning rate", ("multistep", "cosine", "linear"))
-    milestones: tuple[float, ...] = setting((40, 60, 80), "epochs of the falls to a fifth")
+    milestones: tuple[float, ...] = setting((40, 60, 80), "epochs after which it falls to a fifth")
     warmup: int = setting(200, "steps of linear warm-up (cosine and linear)")
     start: str = setting("random", "initial weights", ("random", "identity"))
     init: Path | None = setting(None, "weights to start from: a .pth file, or its folder")
-    # No background of a pair that is validated on is trained on.
+    # Pairs that share a background with a validation pair are left out of training.
     validation: int = setting(0, "pairs of each folder to hold out, by whole backgrounds")
     validation_path: tuple[Path, ...] = setting((), "folders of other pairs to validate on")
     validate_every: int = setting(0, "steps between validations; 0: at each epoch's end")
@@ -120,28 +122,33 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
     precision = choose_precision(settings.precision, device)
     sets, validation_sets = load_sets(settings)
     pairs = sum(len(data.pairs) for data in sets)
-    steps_per_epoch, batch_of = order_of_batches(settings, sets)
+    steps_per_epoch, batch_at = batch_source(settings, sets)
     validate_every = settings.validate_every or steps_per_epoch
-    last_step, last_minute = settings.max_steps or math.inf, settings.minutes or math.inf
+    last_step = settings.max_steps or math.inf
+    last_minute = settings.minutes or math.inf
     if not settings.minutes:
         last_step = min(last_step, settings.epochs * steps_per_epoch)
-    network, optimizer = prepared(settings, network, device)
+    network, optimizer = network_and_optimizer(settings, network, device)
     parallel = DistributedDataParallel(network) if WORLD_SIZE > 1 else network
 
     by_name = dataclasses.asdict(settings)
     first_step, first_minute = resume(settings.save_path, by_name, network, optimizer)
+    if first_step:
+        say(f"{settings.save_path}: resumes; another loss or network needs a new --save_path")
     step, progress = first_step, max(first_step / last_step, first_minute / last_minute)
-    sums = Counter[str]()
+    sums, logged_step = Counter[str](), step
     folder = RunFolder(settings.save_path, by_name, step, environment(device))
     bar = tqdm(total=1, initial=progress, bar_format=PROGRESS, mininterval=3, disable=not IS_MAIN)
     with closing(folder), bar:
         began = saved = time.monotonic()
         while progress < 1:
-            epoch = progress * settings.epochs if settings.minutes else step / steps_per_epoch
+            epoch = step / steps_per_epoch
+            if settings.minutes:  # milestones scale with the time
+                epoch = progress * settings.epochs
             factor = lr_factor(settings, step, epoch, progress)
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
-            losses = take_step(parallel, optimizer, loss, batch_of(step, progress), precision)
+            losses = take_step(parallel, optimizer, loss, batch_at(step, progress), precision)
             step += 1
             minutes = first_minute + (time.monotonic() - began) / 60
             (minutes,) = averaged([minutes], device)
@@ -149,7 +156,7 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
             if not math.isfinite(losses["loss"]):
                 kept = f"{settings.save_path} keeps the last training state"
                 raise InputError(f"step {step}: loss {losses['loss']}; {kept}; try a lower --lr")
-            sums.update(losses | {"steps": 1})
+            sums.update(losses)  # a Counter's update adds
             bar.set_description_str(f"step {step}, loss {losses['loss']:.4f}", refresh=False)
             bar.update(min(progress, 1) - bar.n)
             if step == first_step + 3:
@@ -164,17 +171,18 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
                 scores = validate(network, validation_sets, precision)
                 folder.log({"step": step, "minutes": minutes, "validation": scores})
             if is_last or epoch_is_over or time.monotonic() - saved > SAVE_SECONDS:
-                means = {name: sums[name] / sums["steps"] for name in losses}
-                rate = optimizer.param_groups[0]["lr"]
-                folder.log({"step": step, "minutes": minutes, "lr": rate, "train": means})
+                means = {name: sums[name] / (step - logged_step) for name in losses}
+                adam_lr = optimizer.param_groups[-1]["lr"]
+                folder.log({"step": step, "minutes": minutes, "lr": adam_lr, "train": means})
                 folder.save(network, optimizer, step, minutes, step / steps_per_epoch)
                 sums.clear()
+                logged_step = step
                 saved = time.monotonic()
     say(f"{settings.save_path / 'net_latest.pth'}: trained for {step} steps")
 
 
 def lr_factor(settings: TrainSettings, step: int, epoch: float, progress: float) -> float:
-    """Return the share of the highest learning rate at a step, an epoch and a share of the run."""
+    """Return the factor on the highest learning rate; progress goes from 0 to 1."""
     if settings.schedule == "multistep":
         return 0.2 ** sum(epoch >= milestone for milestone in settings.milestones)
     warm = min(1, (step + 1) / max(1, settings.warmup))
@@ -192,7 +200,7 @@ def take_step(
     rainy, clean = rainy.to(device), clean.to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         derained = network(rainy)
-    parts = loss(derained.float(), clean)
+    parts = loss(derained.float(), clean)  # in float32
     total: Tensor = sum(parts.values())
     optimizer.zero_grad(set_to_none=True)
     (weight * total).backward()
@@ -203,12 +211,12 @@ def take_step(
 
 
 def check_settings(settings: TrainSettings) -> None:
-    """Raise InputError for settings that make no sense, before anything long begins."""
+    """Fail early on settings that are out of range or contradict each other."""
     for name, value in dataclasses.asdict(settings).items():
-        most = 1 if name in VARIATIONS else sys.float_info.max
-        in_range = not isinstance(value, int | float) or 0 <= value <= most
-        if not in_range or (name in NOT_ZERO and value == 0):
-            raise InputError(f"--{name} {value}: out of range")
+        if isinstance(value, int | float):
+            most = 1 if name in VARIATIONS else sys.float_info.max
+            if not 0 <= value <= most or (name in NOT_ZERO and value == 0):
+                raise InputError(f"--{name} {value}: out of range")
         if name in VARIATIONS and value and not settings.stages:
             raise InputError(f"--{name}: needs random crops; add --recipe best or --stages")
     for stage in settings.stages:
@@ -242,8 +250,8 @@ def load_sets(settings: TrainSettings) -> tuple[list[DerainDataset], list[Derain
     return sets, validation_sets
 
 
-def order_of_batches(settings: TrainSettings, sets: Sequence[DerainDataset]) -> tuple[int, BatchOf]:
-    """Return the steps of an epoch, and the batch as a function of step and share of the run."""
+def batch_source(settings: TrainSettings, sets: Sequence[DerainDataset]) -> tuple[int, BatchSource]:
+    """Return the steps per epoch, and a function from step and progress to a batch."""
     if settings.stages:
         shares = [folder_and_share(text)[1] for text in settings.data_path]
         stages = [parsed_stage(text) for text in settings.stages]
@@ -261,17 +269,22 @@ def order_of_batches(settings: TrainSettings, sets: Sequence[DerainDataset]) -> 
     return steps_per_epoch, published_order
 
 
-def prepared(
+def network_and_optimizer(
     settings: TrainSettings, network: nn.Module, device: torch.device
 ) -> tuple[nn.Module, Optimizer]:
-    """Return the network with its initial weights on the device, and its optimizer."""
+    """Initialise the network on the device; return it with its optimizer."""
     if settings.init is not None:
         network = load_weights(settings.init, lambda path: load_network(path, network))
-    elif settings.start == "identity" and hasattr(network, "start_as_identity"):
-        network.start_as_identity()
+    elif settings.start == "identity":
+        if hasattr(network, "start_as_identity"):
+            network.start_as_identity()
+        else:
+            say(f"{type(network).__name__} has no start_as_identity: its weights stay random")
     network = network.to(device, memory_format=torch.channels_last).train()
     if settings.optimizer == "muon":
         muon = Muon(network, settings.muon_lr, settings.lr, weight_decay=settings.weight_decay)
+        if not muon.param_groups[0]["params"]:
+            raise InputError("--optimizer muon: no inner kernel is 32 x 32 or larger; use adam")
         return network, muon
     groups = [{"params": network.parameters(), "initial_lr": settings.lr}]
     return network, torch.optim.Adam(groups, settings.lr)
@@ -280,7 +293,7 @@ def prepared(
 def validate(
     network: nn.Module, sets: Sequence[DerainDataset], precision: str
 ) -> dict[str, dict[str, float]]:
-    """Return mean psnr_y and ssim_y (PReNet protocol) of the pairs of each set, and their means."""
+    """Return the mean psnr_y and ssim_y (PReNet protocol) of each set, and the mean over sets."""
     network = optimize(network, precision)
     scores = {}
     for data in sets:
