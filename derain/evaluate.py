@@ -32,7 +32,7 @@ from utils import InputError, choose_device, choose_precision, environment, note
 
 @dataclasses.dataclass(frozen=True)
 class EvalSettings:
-    """The images of a test, the weights, and the files that are written."""
+    """What to derain, with which weights, and what to write."""
 
     data_path: tuple[Path, ...] = setting(
         (),
@@ -58,20 +58,20 @@ class EvalSettings:
 
     def __post_init__(self) -> None:
         text_to_paths(self)
-        if isinstance(self.data_path, Path):  # one path will do in Python
+        if isinstance(self.data_path, Path):  # Python callers may pass a single path
             object.__setattr__(self, "data_path", (self.data_path,))
 
 
 def evaluate(
     settings: EvalSettings, test_set: TestSet | None = None, load: Loader = load_network
 ) -> None:
-    """Derain a test set, or own images and films (test_set None); write the results, then print.
+    """Derain a test set, or own images and films (test_set None); write results, print the table.
 
     load: makes a network from a weights file. Writes a result per input under its name,
     sources.json, results.csv, results.json and, if asked to, index.html.
 
-    Raises InputError for anything wrong with images, weights or settings. An unreadable image ends
-    the run of a test set; of own images it is reported and skipped, and the error comes at the end.
+    Raises InputError for anything wrong with images, weights or settings. An unreadable image
+    stops a test set; among own images it is reported and skipped, and the run ends with an error.
     """
     check_settings(settings, test_set)
     device = choose_device(settings.device)
@@ -109,7 +109,7 @@ def evaluate(
                     result.after = image_metrics(images.read_rgb(output), clean)
             except (InputError, ValueError) as error:
                 text = str(error) if isinstance(error, InputError) else f"{source}: {error}"
-                if test_set:  # a mean over the other images would pass for the set's
+                if test_set:  # the mean of the others would be taken for the set's score
                     raise InputError(text) from error
                 errors.append(text)
                 note(f"skipped: {text}")
@@ -140,23 +140,24 @@ def derain_file(settings: EvalSettings, pair: Pair, output: Path, derain: Callab
         part = (settings.start, settings.duration)
         derain_video(source, output, derain, settings.codec, settings.crf, *part)
         return None
-    rainy = images.read_image(source)
+    if pair.clean:  # scored as 8-bit RGB
+        rainy = images.DecodedImage(images.read_rgb(source))
+    else:
+        rainy = images.read_image(source)
     if rainy.frames > 1:
         note(f"{source}: the first of {rainy.frames} frames or pages is taken")
-    if pair.clean:
-        rainy = images.DecodedImage(images.read_rgb(source))
     began = time.perf_counter()
     derained = derain(images.network_input(rainy))
     milliseconds = round(1000 * (time.perf_counter() - began), 1)
     result = images.network_output(rainy, derained)
-    if pair.clean:  # scores are of what the network made
+    if pair.clean:  # scores are of the network's own output
         result = images.DecodedImage(derained)
     images.write_image(output, result, settings.quality)
     return milliseconds
 
 
 def is_newer(output: Path, *inputs: Path) -> bool:
-    """Tell whether a result is there and newer than what it is made from."""
+    """Return whether a result exists and is newer than its inputs."""
     times = [path.stat().st_mtime for path in inputs]
     return output.exists() and output.stat().st_mtime > max(times)
 
@@ -182,9 +183,9 @@ def check_settings(settings: EvalSettings, test_set: TestSet | None) -> None:
 
 
 def find_inputs(settings: EvalSettings, test_set: TestSet | None) -> tuple[list[Pair], str, Path]:
-    """Return the inputs, what tables call them, and the folder for their results.
+    """Return the inputs, their label in tables, and the folder for their results.
 
-    Tables give pairs the test set's name only if they are all of it, exactly.
+    The label is the set's name only if the pairs are the complete, unmodified set.
     """
     name, rain = (test_set.name, test_set.rain) if test_set else ("real", "heavy")
     paths = settings.data_path or (default_folder(name, rain),)
@@ -209,8 +210,11 @@ def default_folder(name: str, rain: str) -> Path:
     folder = Path("datasets/test", name)
     if folder.is_dir():
         return folder
-    missing = f"{folder} is missing (where to get it: datasets/README.md)"
-    note(f"{missing}: using synthetic {rain} rain, whose scores are not those of {name}")
+    if name == "real":
+        note(f"no --data_path: a demonstration on synthetic {rain} rain")
+    else:
+        missing = f"{folder} is missing (where to get it: datasets/README.md)"
+        note(f"{missing}: using synthetic {rain} rain, whose scores are not those of {name}")
     return stand_in(rain)
 
 
@@ -219,7 +223,7 @@ def own_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        # Windows leaves patterns as they are.
+        # The shell of Windows doesn't expand patterns.
         matches = map(Path, sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207
         return [match for match in matches if not match.is_dir()] or list_images(path)
     children = {child for child in path.iterdir() if child.name[0] != "."}

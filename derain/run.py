@@ -96,7 +96,7 @@ def resume(
         problem = f"unreadable, or of another network ({type(error).__name__})"
         fix = "choose another --save_path; --init can start from net_latest.pth"
         raise InputError(f"{path}: {problem}; {fix}") from error
-    fix = "restore them, or choose another --save_path"
+    fix = f"restore them, or go on from these weights: --init {folder} and another --save_path"
     raise InputError(f"{path}: trained with other settings ({', '.join(changes)}); {fix}")
 
 

@@ -7,6 +7,7 @@ Results are matched to the rainy images by the part that their names share.
 """
 
 import csv
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -47,7 +48,7 @@ class Settings:
     protocol: str = setting("prenet", "how papers score", (*PROTOCOLS, "all"))
     crop_border: int = setting(0, "pixels to leave out at each side")
     common_size: bool = setting(False, "accept results that lack up to 8 pixels right and below")
-    format: str = setting("markdown", "csv lists every image", ("markdown", "csv"))
+    format: str = setting("markdown", "csv lists every image", ("markdown", "latex", "csv"))
     figure: tuple[str, ...] | None = setting(None, "draw images by name, or three of them")
     out: Path = setting(Path("results/methods"), "folder of figure.png and figure.pdf")
 
@@ -103,7 +104,10 @@ def compare(settings: Settings) -> None:
         part = f"the part that all methods have, {settings.crop_border} pixels cropped at each side"
         notes = [f"{folder}: {label}, {len(pairs)} images, {part}"]
         notes += [f"{protocol}: {PROTOCOLS[protocol]}" for protocol in protocols]
-        print(table(scores, columns, notes))
+        text = table(scores, columns, notes)
+        if settings.format == "latex":
+            text = as_latex(text)
+        print(text)
     if drawn:
         scenes = {}
         for name in drawn:
@@ -184,12 +188,24 @@ def table(scores: Mapping[str, list], columns: Sequence[str], notes: list[str]) 
         count = np.sum(~averaged.all(axis=(1, 2)))
         notes.append(f"PSNR is infinite for {count} images; its means leave them out.")
     averaged[:, ~averaged.any(axis=0)] = True  # infinite for every image
-    lines = [*notes, "", f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines = [*notes, "", f"|  | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for method, means in zip(scores, values.mean(axis=1, where=averaged), strict=True):
         line = "| " + method.replace("|", r"\|")
         for mean_psnr, mean_ssim in means:
             line += f" | {mean_psnr:.3f} | {mean_ssim:.4f}"
         lines.append(line + " |")
+    return "\n".join(lines)
+
+
+def as_latex(markdown: str) -> str:
+    """Return the rows of a Markdown table for LaTeX's tabular, its notes as comments."""
+    lines = []
+    for line in markdown.splitlines():
+        if not line.startswith("|"):
+            lines.append(f"% {line}")
+        elif "---" not in line:
+            cells = re.sub(r"([_%&#$])", r"\\\1", line[2:-2])
+            lines.append(cells.replace(" | ", " & ") + r" \\")
     return "\n".join(lines)
 
 

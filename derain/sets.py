@@ -61,6 +61,8 @@ def fingerprint(hashes: Sequence[str]) -> str:
 def identify_pairs(pairs: Sequence[Pair]) -> str:
     """Read pairs (100 in about two seconds) and return their label. Raises as read_pair does."""
     label, _ = identify([pair_hash(*read_pair(pair)) for pair in pairs])
+    if label in TEST_SETS:
+        return label
     return synthetic_label(pairs[0].rainy.parent) or label
 
 
@@ -100,9 +102,8 @@ def main(settings: Settings) -> None:
         all_is_well &= is_well
     for (first, images), (second, others) in itertools.combinations(clean_images.items(), 2):
         shared = sum(image in others for image in images)
-        if shared:
-            print(f"LEAK {shared} pairs of {first} have clean images of {second}")
-            all_is_well = False
+        print(f"{shared} pairs of {first} have clean images of {second}, pixel for pixel")
+        all_is_well &= not shared
     if not all_is_well:
         raise SystemExit(1)
 

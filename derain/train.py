@@ -134,7 +134,8 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
     by_name = dataclasses.asdict(settings)
     first_step, first_minute = resume(settings.save_path, by_name, network, optimizer)
     if first_step:
-        say(f"{settings.save_path}: resumes; another loss or network needs a new --save_path")
+        state = f"{settings.save_path}: trained for {first_step} steps so far"
+        say(f"{state}; a changed loss or network needs another --save_path")
     step, progress = first_step, max(first_step / last_step, first_minute / last_minute)
     sums, logged_step = Counter[str](), step
     folder = RunFolder(settings.save_path, by_name, step, environment(device))
@@ -170,6 +171,7 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
             if validation_sets and (is_last or step % validate_every == 0):
                 scores = validate(network, validation_sets, precision)
                 folder.log({"step": step, "minutes": minutes, "validation": scores})
+                say(f"step {step}: validation {scores['mean']['psnr_y']:.3f} dB")
             if is_last or epoch_is_over or time.monotonic() - saved > SAVE_SECONDS:
                 means = {name: sums[name] / (step - logged_step) for name in losses}
                 adam_lr = optimizer.param_groups[-1]["lr"]
@@ -201,6 +203,9 @@ def take_step(
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         derained = network(rainy)
     parts = loss(derained.float(), clean)  # in float32
+    for name, part in parts.items():
+        if name == "loss" or not isinstance(part, Tensor) or part.dim():
+            raise InputError(f"the loss's part {name}: must be a mean, not called loss, a tensor")
     total: Tensor = sum(parts.values())
     optimizer.zero_grad(set_to_none=True)
     (weight * total).backward()
@@ -284,7 +289,7 @@ def network_and_optimizer(
     if settings.optimizer == "muon":
         muon = Muon(network, settings.muon_lr, settings.lr, weight_decay=settings.weight_decay)
         if not muon.param_groups[0]["params"]:
-            raise InputError("--optimizer muon: no inner kernel is 32 x 32 or larger; use adam")
+            say("no inner kernel is 32 x 32 or larger: Adam trains all of them")
         return network, muon
     groups = [{"params": network.parameters(), "initial_lr": settings.lr}]
     return network, torch.optim.Adam(groups, settings.lr)

@@ -125,7 +125,7 @@ def test_parts_of_images(run: Command, tmp_path: Path) -> None:
     assert "4 pixels" in text and "all methods have" in text
 
 
-def test_both_formats_have_the_same_numbers(run: Command, tmp_path: Path) -> None:
+def test_all_formats_have_the_same_numbers(run: Command, tmp_path: Path) -> None:
     outputs(tmp_path / "b", noise=9)
     flags = ("--set", "pairs", "a|b=good", "b=b", "--protocol", "all", "--format")
     rows = list(csv.DictReader(run(*flags, "csv").stdout.splitlines()))
@@ -138,6 +138,9 @@ def test_both_formats_have_the_same_numbers(run: Command, tmp_path: Path) -> Non
     markdown = run(*flags, "markdown").stdout
     assert line in markdown.splitlines()
     assert r"| a\|b |" in markdown
+    latex = run(*flags, "latex").stdout
+    assert line.strip("| ").replace(" | ", " & ") + r" \\" in latex.splitlines()
+    assert r" & psnr\_prenet & " in latex
     for protocol, title in PROTOCOLS.items():
         assert f"{protocol}: {title}" in markdown
 

@@ -80,8 +80,7 @@ def test_shared_photographs_are_a_leak(tmp_path: Path, inline: Command) -> None:
     write_pairs(tmp_path / "other", 2, first=20)
     result = inline("derain.sets", "train", "test", "other")
     assert result.returncode == 1
-    leaks = [line for line in result.stdout.splitlines() if line.startswith("LEAK")]
-    assert leaks == ["LEAK 2 pairs of train have clean images of test"]
+    assert "2 pairs of train have clean images of test" in result.stdout
     assert inline("derain.sets", "train", "other").returncode == 0
 
 
