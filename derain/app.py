@@ -1,4 +1,4 @@
-"""A page for the browser: drop photographs or a short film, compare, and save the results.
+"""A page for the browser: drop photographs or a short video, compare, and save the results.
 
     python -m derain.app      # prints its address; needs: pip install gradio
 
@@ -65,7 +65,7 @@ class App:
             with suppress(OSError), Image.open(file) as image:  # others are named by derain
                 pixels += image.width * image.height
         seconds = pixels * self.seconds_per_pixel
-        return f"{pixels / 1e6:.1f} megapixels, about {seconds:.0f} s; films show the time left"
+        return f"{pixels / 1e6:.1f} megapixels, about {seconds:.0f} s; videos show the time left"
 
     def derain(
         self, files: list[str] | None, rain: str, progress: gr.Progress = gr.Progress(True)
@@ -98,7 +98,7 @@ def main(settings: AppSettings) -> None:
     with tempfile.TemporaryDirectory(prefix="derain-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         app = App(settings.device)
-        files = gr.File(label="Photographs, or a short film", file_count="multiple")
+        files = gr.File(label="Photographs, or a short video", file_count="multiple")
         rain = gr.Radio(list(app.networks), value="any", label="Kind of rain")
         status = gr.Textbox(label="Status", placeholder="Drop files, or click an example")
         slider = gr.ImageSlider(label="Before | after", buttons=["fullscreen"])

@@ -36,7 +36,7 @@ class EvalSettings:
 
     data_path: tuple[Path, ...] = setting(
         (),
-        "images, films and folders of them; of a test set its folder",
+        "images, videos and folders of them; of a test set its folder",
         names=["--data_path", "--rainy_dir"],
     )
     clean_dir: Path | None = setting(None, "folder of the clean images, if not in --data_path")
@@ -50,11 +50,11 @@ class EvalSettings:
     page: bool = setting(True, "write index.html, every image with a before/after slider")
     format: str = setting("png", "own images: how they are saved", ("png", "jpg", "webp"))
     quality: int = setting(95, "of jpg and webp, 1 to 100")
-    out: Path | None = setting(None, "the file for a single image or film, instead of a folder")
-    codec: str = setting("libx264", "of films, in FFmpeg's words")
-    crf: int = setting(17, "quality of films: 0 is the best, 51 the worst")
-    start: float = setting(0.0, "second of a film to start at")
-    duration: float | None = setting(None, "seconds of a film to derain (default: all)")
+    out: Path | None = setting(None, "the file for a single image or video, instead of a folder")
+    codec: str = setting("libx264", "of videos, in FFmpeg's words")
+    crf: int = setting(17, "quality of videos: 0 is the best, 51 the worst")
+    start: float = setting(0.0, "second of a video to start at")
+    duration: float | None = setting(None, "seconds of a video to derain (default: all)")
 
     def __post_init__(self) -> None:
         text_to_paths(self)
@@ -65,7 +65,7 @@ class EvalSettings:
 def evaluate(
     settings: EvalSettings, test_set: TestSet | None = None, load: Loader = load_network
 ) -> None:
-    """Derain a test set, or own images and films (test_set None); write results, print the table.
+    """Derain a test set, or own images and videos (test_set None); write results, print the table.
 
     load: makes a network from a weights file. Writes a result per input under its name,
     sources.json, results.csv, results.json and, if asked to, index.html.
@@ -131,7 +131,7 @@ def evaluate(
 
 
 def derain_file(settings: EvalSettings, pair: Pair, output: Path, derain: Callable) -> float | None:
-    """Derain an image or a film and write it; return the milliseconds that an image took.
+    """Derain an image or a video and write it; return the milliseconds that an image took.
 
     derain: (H, W, 3) uint8 or uint16 RGB -> the same.
     """
@@ -199,7 +199,7 @@ def find_inputs(settings: EvalSettings, test_set: TestSet | None) -> tuple[list[
     else:
         files = [file for path in paths for file in own_files(path)]
         if not files:
-            raise InputError(f"{paths[0]}: holds no image and no film")
+            raise InputError(f"{paths[0]}: holds no image and no video")
         inputs = list(map(Pair, dict.fromkeys(files)))
         label = synthetic_label(inputs[0].rainy.parent) or "own images"
     return inputs, label, settings.save_path or Path("results", name)
@@ -219,7 +219,7 @@ def default_folder(name: str, rain: str) -> Path:
 
 
 def own_files(path: Path) -> list[Path]:
-    """Return the images and films at a path: a file, a folder, or a pattern such as *.jpg."""
+    """Return the images and videos at a path: a file, a folder, or a pattern such as *.jpg."""
     if path.is_file():
         return [path]
     if not path.is_dir():

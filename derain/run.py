@@ -91,6 +91,8 @@ def resume(
         if not changes:
             network.load_state_dict(state["state_dict"])
             optimizer.load_state_dict(state["optimizer"])
+            done = f"{folder}: trained for {state['step']} steps so far"
+            say(f"{done}; a changed loss or network needs another --save_path")
             return state["step"], state["minutes"]
     except Exception as error:  # torch.load raises many types for a damaged file
         problem = f"unreadable, or of another network ({type(error).__name__})"

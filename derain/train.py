@@ -133,9 +133,6 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
 
     by_name = dataclasses.asdict(settings)
     first_step, first_minute = resume(settings.save_path, by_name, network, optimizer)
-    if first_step:
-        state = f"{settings.save_path}: trained for {first_step} steps so far"
-        say(f"{state}; a changed loss or network needs another --save_path")
     step, progress = first_step, max(first_step / last_step, first_minute / last_minute)
     sums, logged_step = Counter[str](), step
     folder = RunFolder(settings.save_path, by_name, step, environment(device))
@@ -155,8 +152,9 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
             (minutes,) = averaged([minutes], device)
             progress = max(step / last_step, minutes / last_minute)
             if not math.isfinite(losses["loss"]):
-                kept = f"{settings.save_path} keeps the last training state"
-                raise InputError(f"step {step}: loss {losses['loss']}; {kept}; try a lower --lr")
+                raise InputError(
+                    f"step {step}: loss {losses['loss']}; state kept; try a lower --lr"
+                )
             sums.update(losses)  # a Counter's update adds
             bar.set_description_str(f"step {step}, loss {losses['loss']:.4f}", refresh=False)
             bar.update(min(progress, 1) - bar.n)
@@ -164,7 +162,7 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
                 pace = (time.monotonic() - began) / 3
                 steps = min(last_step - first_step, 60 * (last_minute - first_minute) / pace)
                 left = math.ceil(steps * pace / 60)
-                plan = f"at {pace:.2f} s a step, {steps:.0f} steps take {left} min"
+                plan = f"{steps:.0f} steps of {pace:.2f} s take {left} min"
                 say(f"training on {pairs} pairs; {plan}; weights go to {settings.save_path}")
 
             is_last, epoch_is_over = progress >= 1, step % steps_per_epoch == 0

@@ -1,6 +1,6 @@
-"""Films: every frame is derained; times, colours and sound stay as they are.
+"""Videos: every frame is derained; times, colours and sound stay as they are.
 
-A film is decoded twice: once to find its faults and the times of its frames before any work, once
+A video is decoded twice: once to find its faults and the times of its frames before any work, once
 to derain it. Derained frames are kept in a hidden folder beside the target until they are joined
 with the sound. After an interruption, at whatever frame, the same call resumes.
 """
@@ -50,14 +50,14 @@ def derain_video(
     start: float = 0.0,
     duration: float | None = None,
 ) -> Path:
-    """Derain a film and return the file written.
+    """Derain a video and return the file written.
 
     derain: a frame -> the same, (H, W, 3) RGB, uint8, or uint16 if it has more than 8 bits.
     start, duration: the part to derain, in seconds from the first frame.
-    Raises InputError before the first frame if film, codec or container can't be used.
+    Raises InputError before the first frame if video, codec or container can't be used.
     """
     if target.suffix.lower() not in KEPT_CONTAINERS:
-        raise InputError(f"{target}: films are written as .mp4, .mov, .m4v or .mkv; rename it")
+        raise InputError(f"{target}: videos are written as .mp4, .mov, .m4v or .mkv; rename it")
     first: Any = None
     clock = []  # times and durations of the frames
     for frame in tqdm(_frames(source, start, duration), f"reading {source.name}", leave=False):
@@ -109,24 +109,24 @@ def derain_video(
 
 @contextmanager
 def _opened(source: Path) -> Iterator[tuple[Any, Any]]:
-    """Open a film; yield its reader and the stream of the picture."""
+    """Open a video; yield its reader and the stream of the picture."""
     if av is None:
-        raise InputError(f"{source}: films need PyAV: pip install 'av>=17.1'")
+        raise InputError(f"{source}: videos need PyAV: pip install 'av>=17.1'")
     try:
         reader = av.open(f"file:{source}")  # a name may hold a colon
     except av.FFmpegError as error:
-        raise InputError(f"{source}: cannot be read as a film: {error.strerror}") from error
+        raise InputError(f"{source}: cannot be read as a video: {error.strerror}") from error
     with reader:  # PyAV must not be left to close it while it collects garbage
         covers = av.stream.Disposition.attached_pic
-        films = [video for video in reader.streams.video if not video.disposition & covers]
+        videos = [video for video in reader.streams.video if not video.disposition & covers]
         is_image = reader.metadata.get("major_brand") in ("avif", "heic", "heix", "mif1")
-        if not films or is_image or reader.format.name.endswith("_pipe"):  # other images
-            raise InputError(f"{source}: holds no film; give an image the suffix of its format")
-        yield reader, films[0]
+        if not videos or is_image or reader.format.name.endswith("_pipe"):  # other images
+            raise InputError(f"{source}: holds no video; give an image the suffix of its format")
+        yield reader, videos[0]
 
 
 def _frames(source: Path, start: float, duration: float | None) -> Iterator[Any]:
-    """Yield a film's frames from `start` on, at times that rise.
+    """Yield a video's frames from `start` on, at times that rise.
 
     Raises InputError at a frame that can't be derained, and where the file was cut off.
     """
@@ -177,7 +177,7 @@ def _fault(frame: Any, previous: Any) -> str:
     if (frame.width, frame.height) != (previous.width, previous.height):
         return "of another size"
     if frame.pts is not None and (frame.pts - previous.pts) * frame.time_base < -1:
-        return "joined to another film"
+        return "joined to another video"
     return ""
 
 

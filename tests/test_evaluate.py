@@ -214,14 +214,14 @@ def test_films_beside_images(inline: Command) -> None:
     """Each gets its result, and one that fails doesn't stop the next."""
     pytest.importorskip("av")
     write(Path("card/photo.jpg"), RGB)
-    Path("card/bad.mp4").write_bytes(b"no film")
+    Path("card/bad.mp4").write_bytes(b"no video")
     shutil.copy(ROOT / "tests/data/cover_first.mp4", "card/clip.mp4")
     shutil.copy(ROOT / "tests/data/cover_first.mp4", "card/clip.mov")
     result = inline("test_real.py", "--data_path", "card", *TO_OUT)
     one_error(result, "1 of 4")
     assert "skipped: card/bad.mp4" in result.stderr
-    films = sorted(path.name for path in Path("out").glob("*.m*"))
-    assert films == ["clip.mov.mov", "clip.mp4.mp4"]
+    videos = sorted(path.name for path in Path("out").glob("*.m*"))
+    assert videos == ["clip.mov.mov", "clip.mp4.mp4"]
     assert [*results_of(Path("out"))] == ["photo.png"]
 
 

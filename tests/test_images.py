@@ -222,7 +222,7 @@ def test_a_jpeg_without_end_mark(tmp_path: Path, array: Any, options: dict[str, 
     """Read if its lines are complete, and never with lines that the decoder made up."""
     path = save(tmp_path / "a.jpg", array, **options)
     whole, expected = path.read_bytes(), read_rgb(path)
-    for complete in (whole[:-2], whole[:-1], whole + b"\0 film \xff\xda and more"):
+    for complete in (whole[:-2], whole[:-1], whole + b"\0 video \xff\xda and more"):
         path.write_bytes(complete)
         assert np.array_equal(read_rgb(path), expected)
     for missing in range(4, len(whole) // 2, 7):

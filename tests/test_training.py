@@ -305,7 +305,12 @@ def test_each_train_script_trains(command: Command, tmp_path: Path, script: str)
     result = command(script, "--data_path", "pairs", "--save_path", "run", *TINY)
     assert result.returncode == 0, result.stderr
     first = next(line for line in result.stdout.splitlines() if line.startswith("training on"))
-    assert "4 pairs" in first and "3 steps take 1 min" in first and "weights go to run" in first
+    assert (
+        "4 pairs" in first
+        and "3 steps of" in first
+        and "take 1 min" in first
+        and "weights go to run" in first
+    )
     load_network(tmp_path / "run/net_latest.pth", DARGNet(groups=1))
     (begin,), (epoch,) = (log(tmp_path / "run", key) for key in ("begin", "train"))
     assert begin["settings"]["patch_size"] == 32 and "torch" in begin["environment"]

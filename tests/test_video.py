@@ -1,4 +1,4 @@
-"""Films through PyAV: times, shape, colours and sound come out as they went in; films resume."""
+"""Videos through PyAV: times, shape, colours and sound come out as they went in; videos resume."""
 
 import re
 import resource
@@ -61,7 +61,7 @@ def write_film(
     codec: str = "libx264",
     **encoder: object,
 ) -> Path:
-    """Write a film of frames that have these times, in milliseconds.
+    """Write a video of frames that have these times, in milliseconds.
 
     sound: codecs of tracks, of which the second is the default. encoder: its attributes.
     """
@@ -204,7 +204,7 @@ def test_a_clock_may_begin_anywhere(tmp_path: Path, first: int, suffix: str) -> 
 
 
 def write_faulty(name: str, folder: Path) -> Path:
-    """Write a film with a fault somewhere after its first second, or interlaced."""
+    """Write a video with a fault somewhere after its first second, or interlaced."""
     if name == "interlaced.mts":
         return write_film(folder / name, images(50), flags=(1 << 18) | (1 << 29))
     path = write_film(folder / name, images(100), sound=("aac",), gop_size=20)
@@ -301,7 +301,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, codec: str, sound: tuple, na
 @pytest.mark.parametrize("kind", ["JPEG", "AVIF"])
 def test_images_are_no_films(tmp_path: Path, kind: str) -> None:
     PIL.Image.fromarray(images(1)[0]).save(tmp_path / "in.mp4", kind)
-    assert "in.mp4: holds no film" in fails(tmp_path / "in.mp4", tmp_path / "out/in.mp4")
+    assert "in.mp4: holds no video" in fails(tmp_path / "in.mp4", tmp_path / "out/in.mp4")
 
 
 def test_a_full_disk_is_an_error_of_the_target(tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_is_video(tmp_path: Path) -> None:
     assert [is_video(Path(name)) for name in names] == [True, True, True, False, False]
 
 
-# A program that derains a film and is killed at the frame of number 260.
+# A program that derains a video and is killed at the frame of number 260.
 KILLED = """
 import itertools, os, sys
 from pathlib import Path
