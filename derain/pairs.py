@@ -41,7 +41,8 @@ class Pair:
 def list_images(folder: Path) -> list[Path]:
     """Return the image files directly in a folder, without hidden ones; 10.png follows 9.png."""
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such file or folder; see datasets/README.md")
+        problem = "is a file; name its folder" if folder.exists() else "no such file or folder"
+        raise InputError(f"{folder}: {problem}; see datasets/README.md")
     files = [path for path in folder.iterdir() if path.name[0] != "."]
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
     return sorted(images, key=lambda path: re.sub("[0-9]+", lambda n: n[0].zfill(30), path.name))

@@ -60,14 +60,13 @@ def fingerprint(hashes: Sequence[str]) -> str:
 
 def identify_pairs(pairs: Sequence[Pair]) -> str:
     """Read pairs (100 in about two seconds) and return their label. Raises as read_pair does."""
-    label, _ = identify([pair_hash(*read_pair(pair)) for pair in pairs])
-    if label in TEST_SETS:
-        return label
-    return synthetic_label(pairs[0].rainy.parent) or label
+    hashes = [pair_hash(*read_pair(pair)) for pair in pairs]
+    label, _ = identify(hashes, pairs[0].rainy.parent)
+    return label
 
 
-def identify(hashes: Sequence[str]) -> tuple[str, int]:
-    """Return a label for pairs, given by their hashes, and how many have a known set's pixels.
+def identify(hashes: Sequence[str], folder: Path) -> tuple[str, int]:
+    """Return a label for pairs of a folder, and how many have a known set's pixels.
 
     The label is a set's name only if all its pairs are there, in the set's order.
     """
@@ -75,6 +74,9 @@ def identify(hashes: Sequence[str]) -> tuple[str, int]:
     for test_set in TEST_SETS.values():
         if test_set.fingerprint == digest:
             return test_set.name, count
+    synthetic = synthetic_label(folder)
+    if synthetic:
+        return synthetic, 0
     label, most = f"{count} pairs of no known set", 0
     for name, known in json.loads(STORE.read_text()).items():
         exact = len(set(known).intersection(hashes))
@@ -119,12 +121,12 @@ def check_set(folder: Path) -> tuple[list[str], bool]:
         clean_hashes.append(pair_hash(clean, clean))
 
     count = len(pairs)
-    label, exact = identify(hashes)
+    label, exact = identify(hashes, folder)
     by_size = ", ".join(f"{number} of {size}" for size, number in sizes.most_common(5))
     print(folder)
     print(f"  layout       {pairs[0].rainy} with {pairs[0].clean}")
     print(f"  pairs        {count}: {by_size}; {len(set(clean_hashes))} different clean images")
-    print(f"  set          {synthetic_label(folder) or label}")
+    print(f"  set          {label}")
     print(f"  fingerprint  {fingerprint(hashes)}")
     return clean_hashes, exact in (0, count)
 

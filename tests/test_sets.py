@@ -29,8 +29,8 @@ def test_the_stored_hashes_are_complete() -> None:
     stored = json.loads(sets.STORE.read_text())
     counts = {"Rain100H": 100, "Rain100L": 100, "Rain12": 12, "RainTrainL": 200}
     assert {name: len(set(hashes)) for name, hashes in stored.items()} == counts
-    for name, test_set in sets.TEST_SETS.items():
-        assert test_set.fingerprint == sets.fingerprint(stored[name])
+    for test_set in (sets.RAIN100H, sets.RAIN100L, sets.RAIN12):
+        assert test_set.fingerprint == sets.fingerprint(stored[test_set.name])
 
 
 def test_pair_hashes_are_what_they_were() -> None:
@@ -42,11 +42,11 @@ def test_pair_hashes_are_what_they_were() -> None:
 
 def test_only_the_whole_set_in_its_order_has_its_name(known: Path) -> None:
     hashes = [sets.pair_hash(*read_pair(pair)) for pair in find_pairs(known)]
-    assert sets.identify(hashes) == ("Rain12", 12)
-    assert sets.identify(hashes[1:]) == ("11 of the 12 pairs of Rain12", 11)
-    assert sets.identify(hashes[::-1]) == ("12 of the 12 pairs of Rain12", 12)
+    assert sets.identify(hashes, Path()) == ("Rain12", 12)
+    assert sets.identify(hashes[1:], Path()) == ("11 of the 12 pairs of Rain12", 11)
+    assert sets.identify(hashes[::-1], Path()) == ("12 of the 12 pairs of Rain12", 12)
     hashes[4] = "0123456789ab"
-    assert sets.identify(hashes) == ("11 of 12 pairs have Rain12's pixels", 11)
+    assert sets.identify(hashes, Path()) == ("11 of 12 pairs have Rain12's pixels", 11)
 
 
 def test_a_new_set_of_any_photographs_has_its_name(
