@@ -212,9 +212,9 @@ def default_folder(name: str, rain: str) -> Path:
         return folder
     if name == "real":
         note(f"no --data_path: a demonstration on synthetic {rain} rain")
-    else:
-        missing = f"{folder} is missing (where to get it: datasets/README.md)"
-        note(f"{missing}: using synthetic {rain} rain, whose scores are not those of {name}")
+        return stand_in(rain) / "rainy"
+    missing = f"{folder} is missing (where to get it: datasets/README.md)"
+    note(f"{missing}: using synthetic {rain} rain, whose scores are not those of {name}")
     return stand_in(rain)
 
 
