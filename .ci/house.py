@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LOOPS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 LIMITS = {
-    "product: lines": 4150,
+    "product: lines": 4165,
     "product: kB": 192,
     "product: modules in derain/": 20,
     "product: lines of a function": 60,

@@ -45,7 +45,7 @@ def run_script(run: Callable[[Any], None], settings: Any, doc: str) -> None:
     except (MemoryError, RuntimeError) as error:
         if not re.search("MemoryError|(allocate|enough|out of) memory", repr(error)):
             raise
-        status, line = 2, "error: out of memory; use a smaller --tile or --batch_size"
+        status, line = 2, "error: out of memory; use a smaller --tile, --batch_size or --stages"
     print(line, file=sys.stderr)
     raise SystemExit(status)
 

@@ -1,6 +1,6 @@
 """Testing, read top to bottom: `evaluate` finds the images, derains them, scores them and reports.
 
-evaluate(EvalSettings(data_path="my_photos", save_path="out"))          # own images
+evaluate(EvalSettings(data_path="my_photos", save_path="out", logdir="logs/real"))
 evaluate(EvalSettings(data_path="my/Rain12", save_path="out"), RAIN12)  # a test set
 """
 
@@ -68,7 +68,7 @@ def evaluate(
     """Derain a test set, or own images and videos (test_set None); write results, print the table.
 
     load: makes a network from a weights file. Writes a result per input under its name,
-    sources.json, results.csv, results.json and, if asked to, index.html.
+    sources.json, results.csv, results.json and, unless page is False, index.html.
 
     Raises InputError for anything wrong with images, weights or settings. An unreadable image
     stops a test set; among own images it is reported and skipped, and the run ends with an error.

@@ -7,6 +7,7 @@ stored values, and the result has their colour profile. datasets/README.md lists
 import contextlib
 import dataclasses
 import io
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,7 +81,12 @@ def read_image(path: Path) -> DecodedImage:
         image: Any = Image.open(io.BytesIO(data))
         if image.width * image.height > MOST_PIXELS:
             raise InputError(f"too large ({image.width} x {image.height} pixels); make it smaller")
-        has_16_bits = image.format == "PPM" and b"65535" in data[:40]
+        has_16_bits = False
+        if image.format == "PPM":
+            most = re.sub(rb"#[^\n]*", b"", data[:1000]).split()[3]  # value, after the sizes
+            if most not in (b"255", b"65535"):
+                raise InputError(RARE)
+            has_16_bits = most == b"65535"
         if image.format == "PNG":
             has_16_bits = data[24] == 16
         if image.format == "TIFF":

@@ -83,8 +83,9 @@ def is_inner_kernel(parameter: Tensor) -> bool:
 
     The kernels of the first layer, the last one and depthwise convolutions are smaller.
     """
-    rows, columns = len(parameter), parameter[0].numel()
-    return parameter.dim() == 4 and parameter.shape[1] > 3 and min(rows, columns) >= 32
+    if parameter.dim() != 4 or parameter.shape[1] <= 3:
+        return False
+    return min(len(parameter), parameter[0].numel()) >= 32
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:

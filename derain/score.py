@@ -42,7 +42,9 @@ class Settings:
 
     methods: tuple[str, ...] = setting((), "result folders, each as NAME=FOLDER", names=["methods"])
     set: str = setting(
-        "", "Rain100H, Rain100L or Rain12, or a folder of pairs", names=["--set", "--rainy_dir"]
+        "",
+        "a name in TEST_SETS, such as Rain12, or a folder of pairs",
+        names=["--set", "--rainy_dir"],
     )
     clean_dir: Path | None = setting(None, "folder of the clean images, if not below --set")
     protocol: str = setting("prenet", "how papers score", (*PROTOCOLS, "all"))

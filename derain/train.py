@@ -72,7 +72,7 @@ class TrainSettings:
     epochs: int = setting(100, "passes over the patches; with random crops, thousands of steps")
     minutes: float | None = setting(None, "train for this long; not repeatable bit for bit")
     max_steps: int | None = setting(None, "stop after so many steps, even within an epoch")
-    batch_size: int = setting(8, "patches per step")
+    batch_size: int = setting(8, "patches per step (this and the next two: without --stages)")
     patch_size: int = setting(100, "side of a training patch in pixels")
     stride: int = setting(80, "distance between patches in pixels")
     stages: tuple[str, ...] = setting((), "random crops instead: SIDE:BATCH:SHARE of the run, ...")
@@ -121,7 +121,6 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
     device = connect(settings.device)
     precision = choose_precision(settings.precision, device)
     sets, validation_sets = load_sets(settings)
-    pairs = sum(len(data.pairs) for data in sets)
     steps_per_epoch, batch_at = batch_source(settings, sets)
     validate_every = settings.validate_every or steps_per_epoch
     last_step = settings.max_steps or math.inf
@@ -161,9 +160,7 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
             if step == first_step + 3:
                 pace = (time.monotonic() - began) / 3
                 steps = min(last_step - first_step, 60 * (last_minute - first_minute) / pace)
-                left = math.ceil(steps * pace / 60)
-                plan = f"{steps:.0f} steps of {pace:.2f} s take {left} min"
-                say(f"training on {pairs} pairs; {plan}; weights go to {settings.save_path}")
+                announce(sets, steps, pace, settings.save_path)
 
             is_last, epoch_is_over = progress >= 1, step % steps_per_epoch == 0
             if validation_sets and (is_last or step % validate_every == 0):
@@ -179,6 +176,13 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
                 logged_step = step
                 saved = time.monotonic()
     say(f"{settings.save_path / 'net_latest.pth'}: trained for {step} steps")
+
+
+def announce(sets: Sequence[DerainDataset], steps: float, pace: float, folder: Path) -> None:
+    """Say what a run will do. pace: seconds per step."""
+    pairs = sum(len(data.pairs) for data in sets)
+    plan = f"{steps:.0f} steps of {pace:.2f} s take {math.ceil(steps * pace / 60)} min"
+    say(f"training on {pairs} pairs; {plan}; weights go to {folder}")
 
 
 def lr_factor(settings: TrainSettings, step: int, epoch: float, progress: float) -> float:
@@ -203,7 +207,8 @@ def take_step(
     parts = loss(derained.float(), clean)  # in float32
     for name, part in parts.items():
         if name == "loss" or not isinstance(part, Tensor) or part.dim():
-            raise InputError(f"the loss's part {name}: must be a mean, not called loss, a tensor")
+            advice = "must be a tensor of one number, as a mean is, and have another name than loss"
+            raise InputError(f"loss function, part {name}: {advice}")
     total: Tensor = sum(parts.values())
     optimizer.zero_grad(set_to_none=True)
     (weight * total).backward()

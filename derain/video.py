@@ -111,7 +111,7 @@ def derain_video(
 def _opened(source: Path) -> Iterator[tuple[Any, Any]]:
     """Open a video; yield its reader and the stream of the picture."""
     if av is None:
-        raise InputError(f"{source}: videos need PyAV: pip install 'av>=17.1'")
+        raise InputError(f"{source}: videos need PyAV: pip install 'av>=18.1'")
     try:
         reader = av.open(f"file:{source}")  # a name may hold a colon
     except av.FFmpegError as error:

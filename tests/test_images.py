@@ -127,7 +127,10 @@ def test_frames_are_counted(tmp_path: Path, name: str) -> None:
 
 
 STRAIGHT, PREMULTIPLIED = {"extrasamples": ["unassalpha"]}, {"extrasamples": ["assocalpha"]}
-PPM = b"P6 56 40 65535\n" + RGB16.astype(">u2").tobytes()
+PPM = (
+    b"P6\n# a comment, longer than most, about the camera\n56 40 65535\n"
+    + RGB16.astype(">u2").tobytes()
+)
 TURNED = DecodedImage(np.rot90(RGB16, -1))
 READ = {
     "PPM, 16": (PPM, DecodedImage(RGB16)),
@@ -188,6 +191,7 @@ REJECTED = {  # content, words of the error
     "CMYK": (tiff(RGBA, "separated"), "plain PNG"),
     "32 bits": (tiff(GREY[..., 0].astype(np.int32), "minisblack"), "plain PNG"),
     "float": (tiff(RGB.astype(np.float32)), "PNG"),
+    "PPM of 12 bits": (PPM.replace(b"65535", b"4095"), "plain PNG"),
     "TIFF, cut off": (tiff(RGB)[:5000], "get it again"),
     "TIFF, cut off, 16": (tiff(RGB16)[:-999], "damaged"),
     "transparent grey, 16": (png(GREY16[..., 0], (b"tRNS", b"\0\7")), "plain PNG"),
