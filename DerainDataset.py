@@ -181,11 +181,12 @@ class DerainDataset(Dataset):
         order = np.random.RandomState(seed % 2**32).permutation(self.pairs)
         return self.part(sorted(order[:count].tolist()))
 
-    def without_backgrounds_of(self, others: Sequence["DerainDataset"]) -> "DerainDataset":
-        """Leave out pairs with backgrounds of other sets. Raises InputError if none is left."""
-        seen = set[bytes]()
-        for data in others:
-            seen.update(*map(data.line_digests, data.pairs))
+    def backgrounds(self) -> set[bytes]:
+        """Return the line_digests of all pairs."""
+        return set[bytes]().union(*map(self.line_digests, self.pairs))
+
+    def without_backgrounds(self, seen: set[bytes]) -> "DerainDataset":
+        """Leave out pairs with some of these line_digests. Raises InputError if none is left."""
         kept = [pair for pair in self.pairs if seen.isdisjoint(self.line_digests(pair))]
         if not kept:
             problem = "every pair has a background that is in validation"
@@ -195,7 +196,7 @@ class DerainDataset(Dataset):
     def line_digests(self, pair: int) -> set[bytes]:
         """Return digests of the rows and columns of a pair's clean image, but of flat ones.
 
-        Two crops of one photograph share some, so a background is recognised without its name.
+        Images with one in common show one background; crops along both axes have none in common.
         """
         clean, digests = self.whole_pair(pair)[1], set()
         for side in (clean, clean.swapaxes(0, 1)):

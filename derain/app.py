@@ -71,12 +71,12 @@ class App:
         self, files: list[str] | None, rain: str, progress: gr.Progress = gr.Progress(True)
     ) -> Iterator[tuple]:
         """Derain files one by one. Yields a text, an image before and after, and the results."""
+        derain = partial(derain_image, self.networks[rain])
         status, compared, results = "", None, []
         for path in map(Path, files or ()):
             target = path.parent / rain / result_names([path], "png")[0]
             before = target.with_suffix(".before.png")
             try:
-                derain = partial(derain_image, self.networks[rain])
                 derain_file(EvalSettings(), Pair(path), target, derain)
                 if not is_video(path):
                     write_image(before, read_image(path))

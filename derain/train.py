@@ -251,8 +251,9 @@ def load_sets(settings: TrainSettings) -> tuple[list[DerainDataset], list[Derain
     if len(set(names)) < len(names):
         raise InputError(f"validation folders have one name ({', '.join(names)}); rename one")
     if validation_sets:
+        seen = set[bytes]().union(*(data.backgrounds() for data in validation_sets))
         for i, data in enumerate(sets):
-            sets[i] = data.without_backgrounds_of(validation_sets)
+            sets[i] = data.without_backgrounds(seen)
             count = f"{len(sets[i].pairs)} of {len(data.pairs)} pairs"
             say(f"{data.path.stem}: {count} have no background of the validation pairs")
     return sets, validation_sets

@@ -212,9 +212,10 @@ def _add_streams(writer: Any, part: Any, source: Path, first: Any, codec: str, c
     part: gets the encoder's stream, which is returned. writer: gets the copies.
     Raises InputError if codec, sound and container do not fit each other.
     """
-    height, width, _ = _rgb(first).shape
+    image = _rgb(first)
+    height, width, _ = image.shape
     chroma = "444" if height % 2 or width % 2 else "420"
-    depth = "10le" if _rgb(first).dtype == np.uint16 else ""
+    depth = "10le" if image.dtype == np.uint16 else ""
     options = {"crf": str(crf), "x265-params": "log-level=error"}
     with _opened(source) as (reader, video):
         try:

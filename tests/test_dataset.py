@@ -130,11 +130,11 @@ def test_pairs_are_held_out_by_whole_backgrounds(tmp_path: Path) -> None:
     held_out = data.held_out(2, seed=3)
     assert len(held_out.pairs) == len(set(held_out.pairs)) == 2
     assert any(data.held_out(2, seed).pairs != held_out.pairs for seed in range(10))
-    training = data.without_backgrounds_of([held_out])
+    training = data.without_backgrounds(held_out.backgrounds())
     backgrounds = {pair // 6 for pair in held_out.pairs}
     assert training.pairs == [pair for pair in range(30) if pair // 6 not in backgrounds]
     with pytest.raises(InputError, match=r"set\.h5.*every pair"):
-        data.without_backgrounds_of([data.held_out(30, seed=0)])
+        data.without_backgrounds(data.held_out(30, seed=0).backgrounds())
 
 
 def test_a_background_is_found_in_another_set(folder: Path, tmp_path: Path) -> None:
@@ -143,4 +143,4 @@ def test_a_background_is_found_in_another_set(folder: Path, tmp_path: Path) -> N
         write(tmp_path / f"other/norain-{number}.png", clean)
         write(tmp_path / f"other/rain-{number}.png", cv2.add(clean, 30))
     data, other = (DerainDataset(prepare(path), 32, 16) for path in (folder, tmp_path / "other"))
-    assert data.without_backgrounds_of([other]).pairs == [0, 2]
+    assert data.without_backgrounds(other.backgrounds()).pairs == [0, 2]

@@ -90,4 +90,4 @@ def test_the_readme_shows_what_its_command_draws(inline: Command, tmp_path: Path
     assert [line[:2] for line in result.stdout.splitlines()] == [f"{n}." for n in "123455556"]
     committed, drawn = read_rgb(ROOT / out), read_rgb(tmp_path / "drawn.png")
     drawn = cv2.resize(drawn, committed.shape[1::-1])  # other versions of matplotlib, other margins
-    assert cv2.absdiff(committed, drawn).mean() < 10
+    assert cv2.absdiff(committed, drawn).mean() < 3
