@@ -27,8 +27,6 @@ from derain.pairs import Pair, find_pairs, read_pair, strict_raintrainh
 from derain.synthesize import SYNTHETIC_MARKER
 from utils import InputError, write_atomically
 
-VERSION = 2  # of the packed files
-
 
 def prepare(folder: Path, strict: bool = False, clean_dir: Path | None = None) -> Path:
     """Pack a folder of pairs into one HDF5 file, unless that is done already, and return its path.
@@ -55,7 +53,7 @@ def prepare(folder: Path, strict: bool = False, clean_dir: Path | None = None) -
     path = place.with_name(place.name + ending)
     if path.exists():
         with opened(path) as packed:
-            if packed.attrs["version"] == VERSION and packed["sources"].asstr()[()] == sources:
+            if packed["sources"].asstr()[()] == sources:
                 return path
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"{path.parent}: is read-only; name a link to {folder} from elsewhere")
@@ -93,7 +91,7 @@ def pack(file: h5py.File, pairs: Sequence[Pair], sources: str, title: str) -> No
                 file[f"images/{numbers[digest]}"] = image
             index.append(numbers[digest])
     file["pairs"], file["grey_layer"] = np.reshape(index, (-1, 2)), grey
-    file["sources"], file.attrs["version"] = sources, VERSION
+    file["sources"] = sources
 
 
 def has_grey_layer(rainy: np.ndarray, clean: np.ndarray) -> bool:

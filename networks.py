@@ -193,8 +193,6 @@ class PReLU(nn.PReLU):
         return FastPReLU.apply(x, self.weight)
 
 
-# ---------------------------------------------------------------- weights
-
 PUBLISHED_KEY = "block1.0.conv2.0.weight"  # which only published state dicts have
 PUBLISHED_NAMES = {  # parts of published names -> ours, replaced one after the other
     ".block.0.": ".attention1.",

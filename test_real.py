@@ -18,8 +18,6 @@ from derain.cli import run_script
 from derain.evaluate import EvalSettings, evaluate
 from networks import load_network
 
-WEIGHTS = Path("logs/real")  # for any rain
-
 
 def main(settings: EvalSettings) -> None:
     # Your own network: lambda path: load_network(path, MyNetwork())
@@ -27,4 +25,4 @@ def main(settings: EvalSettings) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, EvalSettings(logdir=WEIGHTS, precision="auto"), __doc__)
+    run_script(main, EvalSettings(logdir=Path("logs/real"), precision="auto"), __doc__)

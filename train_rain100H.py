@@ -9,6 +9,8 @@ Interrupt it whenever you like; the same command resumes. Then test the result:
     python test_Rain100H.py --logdir logs/train_Rain100H
 """
 
+from pathlib import Path
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,7 +22,7 @@ from utils import set_seed
 
 SETTINGS = TrainSettings(
     data_path=("datasets/train/RainTrainH",),
-    save_path="logs/train_Rain100H",
+    save_path=Path("logs/train_Rain100H"),
     strict=True,  # without the 546 pairs that show test backgrounds
 )
 ssim = SSIM()

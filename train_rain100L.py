@@ -9,6 +9,8 @@ Interrupt it whenever you like; the same command resumes. Then test the result:
     python test_Rain100L.py --logdir logs/train_Rain100L
 """
 
+from pathlib import Path
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,7 +22,7 @@ from utils import set_seed
 
 SETTINGS = TrainSettings(
     data_path=("datasets/train/RainTrainL",),
-    save_path="logs/train_Rain100L",
+    save_path=Path("logs/train_Rain100L"),
     flip=True,  # 200 pairs give 3,000 patches without
 )
 ssim = SSIM()

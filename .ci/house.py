@@ -10,8 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LOOPS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 LIMITS = {
-    "product: lines": 4165,
-    "product: kB": 192,
+    "product: lines": 4000,
+    "product: kB": 188,
     "product: modules in derain/": 20,
     "product: lines of a function": 60,
     "product: lines over 100 characters": 0,
@@ -62,7 +62,7 @@ def longest_function(tree: ast.Module) -> int:
 
 
 product = []
-for pattern in ("*.py", "derain/**/*.py", "examples/*.py"):
+for pattern in ("*.py", "derain/**/*.py"):
     product += sorted(ROOT.glob(pattern))
 texts = {path: path.read_text() for path in product}
 trees = {path: ast.parse(text) for path, text in texts.items()}

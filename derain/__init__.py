@@ -1,1 +1,0 @@
-"""Everything that runs but the scripts."""

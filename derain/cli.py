@@ -69,14 +69,6 @@ def setting(default: Any, help: str, choices: Collection = (), names: Collection
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def text_to_paths(settings: Any) -> None:
-    """Convert text that a program gave for paths. settings: a frozen dataclass."""
-    for name, kind in typing.get_type_hints(type(settings)).items():
-        value = getattr(settings, name)
-        if isinstance(value, str) and Path in (kind, *typing.get_args(kind)):
-            object.__setattr__(settings, name, Path(value))
-
-
 def parse_settings(settings: Any, doc: str, arguments: list[str] | None = None) -> Any:
     """Return `settings`, a frozen dataclass, as changed by the command line.
 

@@ -12,14 +12,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import cv2
 import numpy as np
 from torch import Tensor
 
 from DerainDataset import DerainDataset, to_tensors
 from utils import InputError
 
-TURN, SCALE = 15.0, 1.25  # largest turn in degrees and largest scale of a varied layer
 MOST_CLIPPED = 0.1  # largest share of a crop's pixels that are white, where its layer is unknown
 
 Random = np.random.RandomState
@@ -42,8 +40,6 @@ class RandomCrops:
     seed: int
     augment: bool = False  # mirror crops at random, left-right and upside down
     recombine: float = 0  # give a crop the rain of another pair, up to a fifth stronger or fainter
-    vary_rain: float = 0  # of recombined crops: turn the layer by up to 15 degrees and scale it
-    recolour: float = 0  # of recombined crops: recolour the background before rain is added
     without_rain: float = 0  # of the other crops: use the clean one as the rainy one
 
     def __post_init__(self) -> None:
@@ -85,10 +81,8 @@ class RandomCrops:
         return self.sets[index].whole_pair(pairs[index][random.randint(len(pairs[index]))])
 
     def _recombined(self, random: Random, clean: np.ndarray) -> Images:
-        """Return a clean crop, perhaps recoloured, with and without the rain of another pair."""
+        """Return a clean crop with and without the rain of another pair."""
         layer = self._layer(random, len(clean)) * random.uniform(0.8, 1.2)
-        if self.recolour and random.rand() < self.recolour:
-            clean = recoloured(random, clean)
         rainy = np.minimum(255, clean + np.round(layer).astype(np.int16)[..., None])
         return rainy.astype(np.uint8), clean
 
@@ -101,18 +95,13 @@ class RandomCrops:
         """
         for _ in range(20):
             pair = self._draw(random, self._grey_pairs, self._grey_shares)
-            varied = self.vary_rain > 0 and random.rand() < self.vary_rain
-            side = size
-            if varied:
-                side = min(math.ceil(1.5 * size), *pair[0].shape[:2])
-            rainy, clean = crop_at_random(random, pair, side, mirror=True)
+            rainy, clean = crop_at_random(random, pair, size, mirror=True)
             clipped = rainy.min(axis=2) == 255
             if clipped.mean() < MOST_CLIPPED:
                 break
         layer = (rainy.astype(np.int16) - clean).max(axis=2)
-        higher_up = np.roll(layer, side // 3, axis=0)
-        layer = np.where(clipped, np.maximum(layer, higher_up), layer)
-        return turned_and_scaled(random, layer, size) if varied else layer
+        higher_up = np.roll(layer, size // 3, axis=0)
+        return np.where(clipped, np.maximum(layer, higher_up), layer)
 
 
 def crop_at_random(random: Random, pair: Images, size: int, mirror: bool) -> Images:
@@ -126,26 +115,6 @@ def crop_at_random(random: Random, pair: Images, size: int, mirror: bool) -> Ima
     if mirror and upside_down:
         rainy, clean = rainy[::-1], clean[::-1]
     return rainy, clean
-
-
-def turned_and_scaled(random: Random, layer: np.ndarray, size: int) -> np.ndarray:
-    """Return the middle (size, size) of a larger layer, turned and scaled at random."""
-    centre = (len(layer) - 1) / 2
-    scale = math.exp(random.uniform(-math.log(SCALE), math.log(SCALE)))
-    matrix = cv2.getRotationMatrix2D((centre, centre), random.uniform(-TURN, TURN), scale)
-    matrix[:, 2] -= (len(layer) - size) / 2
-    how = {"flags": cv2.INTER_CUBIC, "borderMode": cv2.BORDER_REFLECT_101}
-    turned = cv2.warpAffine(layer.astype(np.float32), matrix, (size, size), **how)
-    return np.maximum(turned, 0)
-
-
-def recoloured(random: Random, clean: np.ndarray) -> np.ndarray:
-    """Return a clean crop, (H, W, 3) uint8, with permuted channels, other saturation and gamma."""
-    image = clean[..., random.permutation(3)].astype(np.float32) / 255
-    grey = image.mean(axis=2, keepdims=True)
-    image = grey + random.uniform(0.5, 1.6) * (image - grey)
-    image = np.clip(image * random.uniform(0.8, 1.2, 3), 0, 1) ** random.uniform(0.7, 1.4)
-    return np.round(255 * image).astype(np.uint8)
 
 
 def folder_and_share(text: str) -> tuple[Path, float]:

@@ -1,7 +1,7 @@
 """Testing, read top to bottom: `evaluate` finds the images, derains them, scores them and reports.
 
-evaluate(EvalSettings(data_path="my_photos", save_path="out", logdir="logs/real"))
-evaluate(EvalSettings(data_path="my/Rain12", save_path="out"), RAIN12)  # a test set
+evaluate(EvalSettings((Path("my_photos"),), save_path=Path("out"), logdir=Path("logs/real")))
+evaluate(EvalSettings((Path("my/Rain12"),), save_path=Path("out")), RAIN12)  # a test set
 """
 
 import dataclasses
@@ -18,10 +18,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from derain import images, report
-from derain.cli import check_folder, setting, text_to_paths
+from derain.cli import check_folder, setting
 from derain.inference import Loader, derain_image, load_weights, optimize, parse_tile, weights_file
 from derain.pairs import Pair, find_pairs, list_images, read_pair
-from derain.report import Result
 from derain.sets import TestSet, identify_pairs
 from derain.synthesize import stand_in, synthetic_label
 from derain.video import KEPT_CONTAINERS, derain_video, is_video
@@ -36,7 +35,7 @@ class EvalSettings:
 
     data_path: tuple[Path, ...] = setting(
         (),
-        "images, videos and folders of them; of a test set its folder",
+        "images, videos, folders; of a test set its folder",
         names=["--data_path", "--rainy_dir"],
     )
     clean_dir: Path | None = setting(None, "folder of the clean images, if not in --data_path")
@@ -55,11 +54,6 @@ class EvalSettings:
     crf: int = setting(17, "quality of videos: 0 is the best, 51 the worst")
     start: float = setting(0.0, "second of a video to start at")
     duration: float | None = setting(None, "seconds of a video to derain (default: all)")
-
-    def __post_init__(self) -> None:
-        text_to_paths(self)
-        if isinstance(self.data_path, Path):  # Python callers may pass a single path
-            object.__setattr__(self, "data_path", (self.data_path,))
 
 
 def evaluate(
@@ -93,12 +87,12 @@ def evaluate(
         record_sources(folder, names, sources)
     note(f"{label}: {len(inputs)} files, weights {weights}, {device} {precision}")
 
-    results, errors = list[Result](), list[str]()
+    results, errors = list[report.Result](), list[str]()
     with tqdm(inputs, unit="file") as bar:
         for pair, name in zip(bar, names, strict=True):
             bar.set_postfix_str(name)
             source, output = pair.rainy, folder / name
-            result = Result(name, {"rainy": source, "derained": output})
+            result = report.Result(name, {"rainy": source, "derained": output})
             try:
                 if not (settings.skip_existing and is_newer(output, source, weights)):
                     result.milliseconds = derain_file(settings, pair, output, derain)
@@ -160,9 +154,6 @@ def is_newer(output: Path, *inputs: Path) -> bool:
     """Return whether a result exists and is newer than its inputs."""
     times = [path.stat().st_mtime for path in inputs]
     return output.exists() and output.stat().st_mtime > max(times)
-
-
-# ---------------------------------------------------------------- inputs, and names of results
 
 
 def check_settings(settings: EvalSettings, test_set: TestSet | None) -> None:

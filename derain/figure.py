@@ -13,7 +13,7 @@ COLUMN = 3  # inches, the width of an image
 GAIN = 3  # differences are too dark to see as they are
 REMOVED = f"removed rain (x{GAIN})"
 STYLE = {"font.size": 9, "pdf.fonttype": 42, "text.parse_math": False}
-# Images of one size by column, (H, W, 3) uint8 RGB: "rainy", each method's, "clean" if known.
+# Images of one size by column, (H, W, 3) uint8 RGB: "rainy", each method's, "clean".
 Scene = Mapping[str, np.ndarray]
 
 
@@ -60,10 +60,8 @@ def with_removed_rain(scene: Scene) -> Scene:
 
 def draw_row(axes: np.ndarray, columns: Scene) -> None:
     """Draw a scene. axes: (2, columns), for whole images and enlarged parts."""
-    rainy, derained, *_ = columns.values()
-    clean = columns.get("clean")
-    x, y, w = crop_place(rainy, derained if clean is None else clean)
-    h = max(1, w // 2)
+    clean = columns["clean"]
+    x, y, w, h = crop_place(columns["rainy"], clean)
     for (name, image), (whole, part) in zip(columns.items(), axes.T, strict=True):
         for axis in (whole, part):
             axis.set(xticks=[], yticks=[])
@@ -73,7 +71,7 @@ def draw_row(axes: np.ndarray, columns: Scene) -> None:
         part.imshow(image[y : y + h, x : x + w])
         if name == "clean":
             part.set_xlabel("PSNR / SSIM (Y)")
-        elif clean is not None and name != REMOVED:
+        elif name != REMOVED:
             part.set_xlabel(f"{psnr_y(image, clean):.2f} dB / {ssim_y(image, clean):.4f}")
 
 
@@ -82,8 +80,8 @@ def legible(text: str) -> str:
     return text.encode("ascii", "backslashreplace").decode()[:40]
 
 
-def crop_place(rainy: np.ndarray, clean: np.ndarray) -> tuple[int, int, int]:
-    """Return left, top and width of the part with most rain over most detail.
+def crop_place(rainy: np.ndarray, clean: np.ndarray) -> tuple[int, int, int, int]:
+    """Return left, top, width and height of the part with most rain over most detail.
 
     It is a quarter as wide as the image and half as high as wide: the place where the mean of
     |rainy - clean| x |gradient of clean|, both of luma, is largest.
@@ -96,4 +94,4 @@ def crop_place(rainy: np.ndarray, clean: np.ndarray) -> tuple[int, int, int]:
     mean = cv2.boxFilter(rain * detail, -1, (w, h), anchor=(0, 0))
     inside = mean[: height - h + 1, : width - w + 1]
     top, left = np.unravel_index(inside.argmax(), inside.shape)
-    return int(left), int(top), w
+    return int(left), int(top), w, h

@@ -7,7 +7,6 @@ stored values, and the result has their colour profile. datasets/README.md lists
 import contextlib
 import dataclasses
 import io
-import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,8 +25,8 @@ with contextlib.suppress(ImportError):
 
     pillow_heif.register_heif_opener()  # lets Pillow read HEIC
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
-SUFFIXES |= {".pgm", ".gif", ".avif", ".jp2", ".heic", ".heif"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
+SUFFIXES |= {".avif", ".jp2", ".heic", ".heif"}
 MOST_PIXELS = 2**28  # 16,384 x 16,384; a few bytes of a file can claim any number
 MODES = {"1", "L", "P", "RGB", "YCbCr", "LA", "PA", "RGBA"}
 # EXIF about the scene, the camera and the author; the rest of the first directory is about the file
@@ -81,14 +80,9 @@ def read_image(path: Path) -> DecodedImage:
         image: Any = Image.open(io.BytesIO(data))
         if image.width * image.height > MOST_PIXELS:
             raise InputError(f"too large ({image.width} x {image.height} pixels); make it smaller")
-        has_16_bits = False
-        if image.format == "PPM":
-            most = re.sub(rb"#[^\n]*", b"", data[:1000]).split()[3]  # value, after the sizes
-            if most not in (b"255", b"65535"):
-                raise InputError(RARE)
-            has_16_bits = most == b"65535"
-        if image.format == "PNG":
-            has_16_bits = data[24] == 16
+        if image.format == "PPM":  # Pillow does not tell how many bits it has
+            raise InputError(RARE)
+        has_16_bits = image.format == "PNG" and data[24] == 16
         if image.format == "TIFF":
             _check_tiff(image.tag_v2, data)
             has_16_bits = 16 in image.tag_v2.get(Tag.BitsPerSample, ())
@@ -118,7 +112,7 @@ def _check_tiff(tags: Mapping[int, Any], data: bytes) -> None:
 
 
 def _decode_16_bits(image: Any, data: bytes) -> np.ndarray:
-    """Decode PNG, PPM or TIFF with OpenCV, because Pillow keeps 8 bits: (H, W, C) uint16."""
+    """Decode PNG or TIFF with OpenCV, because Pillow keeps 8 bits: (H, W, C) uint16."""
     pixels = np.atleast_3d(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
     channels = {"I": 1, "I;16": 1, "RGB": 3, "RGBA": 4, "LA": 4}.get(image.mode)  # LA as RGBA
     is_turned = image.getexif().get(Tag.Orientation, 1) != 1  # OpenCV obeys it only in TIFF

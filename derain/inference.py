@@ -153,10 +153,7 @@ def derain(network: nn.Module, rainy: Tensor) -> Tensor:
 
 
 def derain_image(
-    network: nn.Module,
-    rgb: np.ndarray,
-    tile: int | None = None,
-    quantization: str = "round",
+    network: nn.Module, rgb: np.ndarray, tile: int | None = None, quantization: str = "round"
 ) -> np.ndarray:
     """Derain an image, (H, W, 3) uint8 or uint16 RGB -> the same shape and type.
 

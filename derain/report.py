@@ -91,7 +91,7 @@ def write_tables(
 
 
 def means_by_line(label: str, test_set: TestSet, results: Sequence[Result]) -> dict[str, Means]:
-    """Return mean scores: rainy input, this run, its unseen images, the authors' images.
+    """Return mean scores: rainy input, this run, the authors' images.
 
     Only the whole test set is compared with its authors' images.
     """
@@ -100,9 +100,6 @@ def means_by_line(label: str, test_set: TestSet, results: Sequence[Result]) -> d
     if label != test_set.name:
         return {f"rainy input ({label})": before, f"this run ({label})": mean(after)}
     lines = {"rainy input": before, "this run": mean(after)}
-    unseen = [after[number - 1] for number in test_set.unseen]
-    if unseen:
-        lines[f"this run, {len(unseen)} images RainTrainL lacks"] = mean(unseen)
     if test_set.reference:
         lines["authors' released images"] = dict(zip(METRICS, test_set.reference, strict=False))
     return lines

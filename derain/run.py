@@ -117,12 +117,9 @@ class RunFolder:
             # Events are written directly, because SummaryWriter's thread would hang on a full disk.
             (folder / "tensorboard").mkdir(exist_ok=True)
             self.events = EventsWriter(str(folder / "tensorboard/events"), f".{step}")
+            atexit.register(self.events.close)
             start = SessionLog(status=SessionLog.START)
             self.events.write_event(Event(step=step + 1, session_log=start))
-
-    def close(self) -> None:
-        if IS_MAIN:
-            self.events.close()
 
     def log(self, line: dict[str, Any]) -> None:
         """Add a line to log.jsonl, and its numbers to TensorBoard if it has a step."""

@@ -38,13 +38,9 @@ Files = Mapping[str, list[Path]]  # of rainy, each method and clean, in the pair
 
 @dataclass(frozen=True)
 class Settings:
-    """The command line."""
-
     methods: tuple[str, ...] = setting((), "result folders, each as NAME=FOLDER", names=["methods"])
     set: str = setting(
-        "",
-        "a name in TEST_SETS, such as Rain12, or a folder of pairs",
-        names=["--set", "--rainy_dir"],
+        "", "a test set such as Rain12, or a folder of pairs", names=["--set", "--rainy_dir"]
     )
     clean_dir: Path | None = setting(None, "folder of the clean images, if not below --set")
     protocol: str = setting("prenet", "how papers score", (*PROTOCOLS, "all"))
@@ -82,11 +78,14 @@ def compare(settings: Settings) -> None:
         folder = Path("datasets/test") / settings.set
     pairs = find_pairs(folder, settings.clean_dir)
     label = identify_pairs(pairs)  # it also reads all pairs, so that misfits are found now
-    names = [pair.rainy.name for pair in pairs]
-    drawn: list[str] = []
-    if settings.figure is not None:
+    names = [pair.rainy.stem for pair in pairs]
+    drawn = settings.figure
+    if drawn == ():
+        drawn = names[0], names[len(names) // 2], names[-1]
+    for name in drawn or ():
         check_folder(settings.out, "--out")
-        drawn = choose_images(settings.figure, names)
+        if name not in names:
+            raise InputError(f"--figure {name}: no such image; {names[0]} is one")
     files = find_files(settings, pairs)
 
     protocols = list(PROTOCOLS) if settings.protocol == "all" else [settings.protocol]
@@ -100,8 +99,8 @@ def compare(settings: Settings) -> None:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(["method", "image", *columns])
         for method, rows in scores.items():
-            for name, row in zip(names, rows, strict=True):
-                writer.writerow([method, name, *np.ravel(row)])
+            for pair, row in zip(pairs, rows, strict=True):
+                writer.writerow([method, pair.rainy.name, *np.ravel(row)])
     else:
         part = f"the part that all methods have, {settings.crop_border} pixels cropped at each side"
         notes = [f"{folder}: {label}, {len(pairs)} images, {part}"]
@@ -117,19 +116,6 @@ def compare(settings: Settings) -> None:
         write_figure(settings.out / "figure.png", scenes)
         write_figure(settings.out / "figure.pdf", scenes)
         note(f"{settings.out}: figure.png and figure.pdf are written")
-
-
-def choose_images(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return the images to draw: those wanted, with or without suffix, or first, middle, last."""
-    if not wanted:
-        wanted = [names[0], names[len(names) // 2], names[-1]]
-    chosen = []
-    for text in wanted:
-        found = [name for name in names if text in (name, Path(name).stem)]
-        if not found:
-            raise InputError(f"--figure {text}: no such image; {names[0]} is one")
-        chosen.append(found[0])
-    return chosen
 
 
 def find_files(settings: Settings, pairs: Sequence[Pair]) -> Files:
@@ -168,9 +154,7 @@ def find_results(folder: Path, pairs: Sequence[Pair], common_size: bool) -> list
             correlation = np.corrcoef(small[0].ravel(), small[1].ravel())[0, 1]
         if correlation < 0.5:  # even Rain100H's rainy images have 0.7
             raise InputError(f"{path}: does not show {pair.clean}; rename it")
-    files = [found[pair.rainy] for pair in pairs]
-    note(f"{files[0]} is scored against {pairs[0].clean}, and so on")
-    return files
+    return [found[pair.rainy] for pair in pairs]
 
 
 def read_scene(files: Files, i: int, border: int) -> dict[str, np.ndarray]:

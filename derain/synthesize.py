@@ -150,8 +150,6 @@ def stand_in(kind: str, root: Path = Path("datasets/test")) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The command line."""
-
     out: Path = setting(Path("datasets/train/synthetic"), "folder to write")
     rain: str = setting("heavy", "kind of rain", KINDS)
     photos: Path = setting(Path("my_photos"), "folder of clean photographs")

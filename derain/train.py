@@ -12,7 +12,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from derain.cli import check_folder, setting, text_to_paths
+from derain.cli import check_folder, setting
 from derain.crops import RandomCrops, folder_and_share, parsed_stage
 from derain.inference import derain_image, load_weights, optimize
 from derain.optim import Muon
@@ -36,7 +35,7 @@ Loss = Callable[[Tensor, Tensor], dict[str, Tensor]]  # derained, clean -> named
 Batch = tuple[Tensor, Tensor]  # rainy and clean, (N, 3, P, P) in [0, 1]
 BatchSource = Callable[[int, float], Batch]  # step, progress (0 to 1) -> batch
 SAVE_SECONDS = 60  # between training states, besides those at epoch ends
-VARIATIONS = ("augment", "recombine", "vary_rain", "recolour", "without_rain")  # of random crops
+VARIATIONS = ("augment", "recombine", "without_rain")  # of random crops
 NOT_ZERO = ("channels", "groups", "epochs", "minutes", "max_steps")
 NOT_ZERO += ("batch_size", "patch_size", "stride")
 PROGRESS = "{percentage:5.1f}%|{bar:20}| {desc}, {remaining} left"
@@ -62,9 +61,7 @@ class TrainSettings:
     """The published recipe. A train script changes what its data set needs."""
 
     recipe: str = setting("paper", "paper: as published; best: for a CPU", RECIPES)
-    data_path: tuple[str, ...] = setting(
-        (), "folders of pairs; FOLDER=0.6 sets its part of the patches"
-    )
+    data_path: tuple[str, ...] = setting((), "folders of pairs; FOLDER=0.6 sets its share")
     clean_dir: Path | None = setting(None, "folder of the clean images, if not in --data_path")
     save_path: Path = setting(Path(), "folder for weights, training state and logs")
     channels: int = setting(32, "width of the network's hidden layers")
@@ -79,8 +76,6 @@ class TrainSettings:
     flip: bool = setting(False, "double the patches by left-right mirror images")
     augment: bool = setting(False, "random crops: mirror them at random in both directions")
     recombine: float = setting(0.0, "random crops: share that gets the rain of another pair")
-    vary_rain: float = setting(0.0, "share of recombined crops whose rain is turned and scaled")
-    recolour: float = setting(0.0, "share of recombined crops with recoloured backgrounds")
     without_rain: float = setting(0.0, "share of the other crops that have no rain")
     strict: bool = setting(False, "of RainTrainH only the 1,254 pairs without test backgrounds")
     optimizer: str = setting("adam", "muon is for the inner kernels only", ("adam", "muon"))
@@ -100,9 +95,6 @@ class TrainSettings:
     precision: str = setting("fp32", "auto: bf16 where it is native", ("auto", "fp32", "bf16"))
     deterministic: bool = setting(False, "deterministic GPU kernels (slower)")
     seed: int = setting(0, "seed of everything random")
-
-    def __post_init__(self) -> None:
-        text_to_paths(self)
 
 
 def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
@@ -136,7 +128,7 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
     sums, logged_step = Counter[str](), step
     folder = RunFolder(settings.save_path, by_name, step, environment(device))
     bar = tqdm(total=1, initial=progress, bar_format=PROGRESS, mininterval=3, disable=not IS_MAIN)
-    with closing(folder), bar:
+    with bar:
         began = saved = time.monotonic()
         while progress < 1:
             epoch = step / steps_per_epoch

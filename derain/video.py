@@ -29,7 +29,6 @@ except ImportError:  # an extra requirement
 VIDEO_SUFFIXES = {".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
 VIDEO_SUFFIXES |= {".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
 KEPT_CONTAINERS = (".mp4", ".mov", ".m4v", ".mkv")
-COLOUR_SPACES = (0, 1, 2, 4, 5, 6, 7, 9)  # that PyAV converts; 0 is RGB, 2 unspecified
 REPAIR = (
     "stop there with --duration, or first run "
     "ffmpeg -i FILE -vf yadif=deint=interlaced -crf 12 -c:a copy NEW.mkv"
@@ -170,8 +169,6 @@ def _fault(frame: Any, previous: Any) -> str:
         return "damaged"
     if frame.interlaced_frame:
         return "interlaced"
-    if frame.colorspace not in COLOUR_SPACES:
-        return "of a rare colour space"
     if previous is None:
         return ""
     if (frame.width, frame.height) != (previous.width, previous.height):
@@ -212,13 +209,13 @@ def _add_streams(writer: Any, part: Any, source: Path, first: Any, codec: str, c
     part: gets the encoder's stream, which is returned. writer: gets the copies.
     Raises InputError if codec, sound and container do not fit each other.
     """
-    image = _rgb(first)
-    height, width, _ = image.shape
-    chroma = "444" if height % 2 or width % 2 else "420"
-    depth = "10le" if image.dtype == np.uint16 else ""
     options = {"crf": str(crf), "x265-params": "log-level=error"}
     with _opened(source) as (reader, video):
         try:
+            image = _rgb(first)  # of a colour space that PyAV converts
+            height, width, _ = image.shape
+            chroma = "444" if height % 2 or width % 2 else "420"
+            depth = "10le" if image.dtype == np.uint16 else ""
             encoder = part.add_stream(codec, rate=video.average_rate or 25, options=options)
             encoder.width, encoder.height, encoder.pix_fmt = width, height, f"yuv{chroma}p{depth}"
             context = encoder.codec_context

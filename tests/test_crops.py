@@ -100,22 +100,8 @@ def test_rain_that_white_hides_is_filled_in(tmp_path: Path) -> None:
     assert 40 <= min(strengths) < 46 < 54 < max(strengths) <= 60
 
 
-def test_turned_rain_is_never_negative(tmp_path: Path) -> None:
-    crops = crops_of(write_pairs(tmp_path / "pairs", 3), 40, size=24, recombine=1, vary_rain=1)
-    layers = np.stack([rainy - clean for rainy, clean in crops])
-    assert layers.min() == 0
-    assert 0.2 < (layers > 0).mean() < 0.8  # the scenes' rain, on a fifth of the pixels, spreads
-
-
-def test_other_colours_and_crops_without_rain(tmp_path: Path) -> None:
-    """The background's colours change, and not those of the rain."""
+def test_crops_without_rain(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path / "pairs", 2)
-    known = 0
-    for rainy, clean in crops_of(folder, 30, recombine=1, recolour=1):
-        layer = (rainy - clean)[(rainy < 255).all(axis=2)]
-        assert (layer == layer[:, :1]).all()
-        known += lies_in(clean, [scene(1)[1], scene(2)[1]])
-    assert known < 5
     dry = [np.array_equal(*pair) for pair in crops_of(folder, 200, without_rain=0.3)]
     assert np.mean(dry) == pytest.approx(0.3, abs=0.1)
 

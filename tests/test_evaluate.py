@@ -94,9 +94,6 @@ def test_a_whole_set_has_its_name_and_its_reference(
     assert result.stdout.splitlines()[-2].startswith("authors' released images")
     means = json.loads(Path("results/Rain12/results.json").read_text())["means"]
     assert [*means["authors' released images"].values()] == [36.822, 0.9618, None]
-    unseen = [float(row["psnr_y"]) for row in rows_of(Path("results/Rain12"))[8:]]
-    found = means["this run, 4 images RainTrainL lacks"]["psnr_y"]
-    assert found == pytest.approx(np.mean(unseen))
 
 
 @pytest.mark.slow
@@ -154,7 +151,9 @@ def test_tiles_are_no_larger_than_asked_for() -> None:
             sizes.append(max(rainy.shape))
             return rainy
 
-    settings = EvalSettings("in.png", logdir="my_logs", save_path="out", tile="16")
+    settings = EvalSettings(
+        (Path("in.png"),), logdir=Path("my_logs"), save_path=Path("out"), tile="16"
+    )
     evaluate(settings, load=lambda _: Network())
     assert 16 < max(sizes) <= 16 + 2 * 2
     assert np.array_equal(read_rgb(Path("out/in.png")), RGB)

@@ -6,12 +6,14 @@ import runpy
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, SCRIPTS
 
 from derain.sets import RAIN12, RAIN100H, RAIN100L
 from networks import load_network
+from SSIM import psnr_y
 
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("[!.]*/*.md")]
 
@@ -79,3 +81,13 @@ def test_the_readme_quotes_our_weights_scores(name: str) -> None:
     (row,) = re.findall(rf"^\| {name} \|.*\| \*\*([\d.]+ / [\d.]+)\*\* \|$", readme, re.M)
     (ours,) = re.findall(r"^\| \*\*ours\*\*.*$", logs, re.M)
     assert row in ours
+
+
+def test_the_steps_in_python_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    *_, document = (ROOT / "examples/README.md").read_text().split("## Step by step in Python")
+    lines = [line[4:] for line in document.splitlines() if line.startswith("    ")]
+    steps: dict[str, Any] = {}
+    exec("\n".join(lines), steps)
+    before, after = (psnr_y(steps[name], steps["clean"]) for name in ("rainy", "derained"))
+    assert after > before + 6

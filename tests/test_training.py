@@ -31,7 +31,7 @@ from utils import InputError, set_seed
 
 published_loss = train_rain100L.loss
 BEST = RECIPES["best"] | {"recipe": "best", "stages": ("32:2:0.5", "40:1:0.5"), "precision": "fp32"}
-MIXTURE = BEST | {"recombine": 0.5, "vary_rain": 0.5, "recolour": 0.5, "without_rain": 0.5}
+MIXTURE = BEST | {"recombine": 0.5, "without_rain": 0.5}
 TINY = ("--patch_size", "32", "--stride", "16", "--batch_size", "2", "--groups", "1")
 TINY += ("--device", "cpu", "--max_steps", "3")
 
