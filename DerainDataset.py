@@ -36,7 +36,7 @@ def prepare(folder: Path, strict: bool = False, clean_dir: Path | None = None) -
     clean_dir: as in find_pairs.
 
     Raises InputError for anything wrong with the images, for a file of that name that is damaged or
-    not a packed set, and for a place that is read-only.
+    not a packed set, and for a read-only folder.
     """
     pairs, ending = find_pairs(folder, clean_dir), ".h5"
     if strict and not (folder / SYNTHETIC_MARKER).exists():
@@ -56,7 +56,7 @@ def prepare(folder: Path, strict: bool = False, clean_dir: Path | None = None) -
             if packed["sources"].asstr()[()] == sources:
                 return path
     if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{path.parent}: is read-only; name a link to {folder} from elsewhere")
+        raise InputError(f"{path.parent}: is read-only; pass a link to {folder} from elsewhere")
     content = io.BytesIO()  # because HDF5 itself would crash on a full disk
     with h5py.File(content, "w") as packed:
         pack(packed, pairs, sources, f"packing {folder}")
@@ -70,7 +70,7 @@ def prepare(folder: Path, strict: bool = False, clean_dir: Path | None = None) -
 def opened(path: Path) -> Iterator[h5py.File]:
     """Open a packed file for reading. Raises InputError if it is damaged or something else."""
     try:
-        with h5py.File(path, "r", locking=False) as file:  # some file systems have none
+        with h5py.File(path, "r", locking=False) as file:  # some file systems cannot
             yield file
     except Exception as error:  # h5py raises many types for damaged files
         problem = f"not a packed training set ({type(error).__name__})"
@@ -115,7 +115,7 @@ class DerainDataset(Dataset):
 
     All images are read into memory as uint8: 0.2 GB for RainTrainL, 0.7 GB for strict RainTrainH.
 
-    Raises InputError if the file cannot be used or an image is smaller than a patch.
+    Images smaller than a patch have none. Raises InputError if the file cannot be used.
     """
 
     def __init__(
@@ -127,7 +127,6 @@ class DerainDataset(Dataset):
             self.names = [name for name, *_ in json.loads(file["sources"].asstr()[()])[::2]]
             self._images = {int(i): file[f"images/{i}"][()] for i in np.unique(self._index)}
         self.pairs = list(range(len(self._index)))
-        self.check_size(patch_size)
         self.grid: list[tuple[int, int, int, int]] = []  # pair, top, left, -1 if mirrored else 1
         for pair in self.pairs:
             height, width, _ = self.whole_pair(pair)[0].shape
@@ -192,9 +191,9 @@ class DerainDataset(Dataset):
         return self.part(kept)
 
     def line_digests(self, pair: int) -> set[bytes]:
-        """Return digests of the rows and columns of a pair's clean image, but of flat ones.
+        """Return digests of the rows and columns of a pair's clean image, except flat ones.
 
-        Images with one in common show one background; crops along both axes have none in common.
+        Images that share one show the same background; a crop along both axes is not recognised.
         """
         clean, digests = self.whole_pair(pair)[1], set()
         for side in (clean, clean.swapaxes(0, 1)):

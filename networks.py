@@ -11,8 +11,8 @@ This file needs torch and nothing else; to use the network elsewhere, copy it:
 
 Reading order: SpatialAttention and ChannelAttention make DualAttention; two of those and a
 convolution make a ResidualGroup; five groups between a head and a tail make DARGNet. PReLU, below
-them, equals nn.PReLU and trains faster on a CPU.
-derain/inference.py runs a trained network faster, and in exact tiles.
+them, equals nn.PReLU and trains faster on a CPU. derain/inference.py runs a trained network faster,
+and in exact tiles.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class DARGNet(nn.Module):
 
     Every convolution pads with zeros, so images may have any size. The derained image is predicted
     directly: there is no skip from the input image and no final activation, so values may leave
-    [0, 1] slightly; clip them.
+    [0, 1]; clip them.
 
     channels: width of every hidden layer; groups: number of residual groups. The paper's 32 and 5
     make 387,495 parameters and 62.69 GMAC for a 481x321 image.
@@ -193,7 +193,7 @@ class PReLU(nn.PReLU):
         return FastPReLU.apply(x, self.weight)
 
 
-PUBLISHED_KEY = "block1.0.conv2.0.weight"  # which only published state dicts have
+PUBLISHED_KEY = "block1.0.conv2.0.weight"  # only published state dicts have it
 PUBLISHED_NAMES = {  # parts of published names -> ours, replaced one after the other
     ".block.0.": ".attention1.",
     ".block.1.": ".act1.",
@@ -225,7 +225,7 @@ def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for theirs, ours in PUBLISHED_NAMES.items():
             key = key.replace(theirs, ours)
         converted[key] = value
-    converted.pop("PR.weight", None)  # which no layer uses
+    converted.pop("PR.weight", None)  # no layer uses it
     return converted
 
 
@@ -249,7 +249,7 @@ def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Modul
     prefix = min(prefixes, key=lambda prefix: ("ema" not in prefix, len(prefix)))
     state = {}
     for name in list(tensors):
-        if name.startswith(prefix) and not name.endswith(("total_ops", "total_params")):  # of thop
+        if name.startswith(prefix) and not name.endswith(("total_ops", "total_params")):  # by thop
             state[name.removeprefix(prefix)] = tensors.pop(name)
     state = convert_state_dict(state)
     try:

@@ -4,7 +4,7 @@
     python test_Rain12.py --data_path my/Rain12 --logdir my_weights.pth
 
 Scores follow the PReNet protocol (Y channel). The authors' released images have 36.822 dB / 0.9618.
-RainTrainL shows the backgrounds of images 1 to 8, so the mean of the other four is printed too.
+RainTrainL shows the backgrounds of images 1 to 8: look at the last four rows of results.csv, too.
 If the set is missing, a labelled synthetic stand-in is made and measured instead.
 """
 

@@ -8,8 +8,8 @@
 
 Grey stays grey, 16 bits stay 16, alpha is kept. Large images are computed in tiles, which gives the
 same pixels. Unreadable files are reported and skipped. bf16 is used where the processor computes it
-natively; --precision fp32 gives the same pixels everywhere, up to rounding. Without --data_path it
-derains datasets/test/real, or a synthetic sample.
+natively; --precision fp32 gives the same pixels on every machine, up to rounding. Without
+--data_path it derains datasets/test/real, or the synthetic stand-in.
 """
 
 from pathlib import Path

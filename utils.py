@@ -1,4 +1,4 @@
-"""Errors, images as tensors, whole files, devices and seeds. Nothing here knows of DARGNet."""
+"""Errors, images as tensors, whole files, devices, seeds; nothing is specific to DARGNet."""
 
 import contextlib
 import ctypes
@@ -25,7 +25,7 @@ class InputError(Exception):
 
 
 def note(text: str) -> None:
-    """Print what is no result, to stderr, above the progress bar."""
+    """Print a message to stderr, above the progress bar."""
     tqdm.write(text, file=sys.stderr)
 
 
@@ -78,7 +78,7 @@ def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
 
 
 def plain(content: Any) -> Any:
-    """Return the content in types of strict JSON: paths as text, numbers not finite as None."""
+    """Return the content in types of strict JSON: paths as text, non-finite numbers as None."""
     text = json.dumps(content, default=os.fspath)
     return json.loads(text, parse_constant=lambda _: None)
 
@@ -128,26 +128,26 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 def cpu_abilities() -> dict[str, Any]:
-    """Return what torch knows of this CPU: nothing before torch 2.12."""
+    """Return the CPU's abilities, as torch reports them; none before torch 2.12."""
     return getattr(torch.cpu, "get_capabilities", dict)()
 
 
 def set_seed(seed: int, deterministic: bool = False) -> None:
-    """Seed Python, NumPy and torch; if asked to, keep to operations that repeat bit for bit."""
+    """Seed Python, NumPy and torch; deterministic: use deterministic GPU kernels (slower)."""
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # needed for that by CUDA
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA needs it
     torch.use_deterministic_algorithms(deterministic)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    torch.manual_seed(seed % 2**63)
 
 
 def keep_freed_memory() -> None:
     """Have glibc keep all freed memory for the next tensors.
 
-    Otherwise the system clears every page again, which takes a quarter of the inference time.
+    Otherwise the system clears every page again, which can double the inference time.
     """
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # of malloc.h
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # from malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(mmap_max, 0)  # blocks that are mapped one by one always go back

@@ -1,4 +1,4 @@
-"""A page for the browser: drop photographs or a short video, compare, and save the results.
+"""An app in the browser: drop photographs or a short video, compare, and save the results.
 
     python -m derain.app      # prints its address; needs: pip install gradio
 
@@ -64,7 +64,7 @@ class App:
         for file in files:
             with suppress(OSError), Image.open(file) as image:  # others are named by derain
                 pixels += image.width * image.height
-        seconds = pixels * self.seconds_per_pixel
+        seconds = max(1, pixels * self.seconds_per_pixel)
         return f"{pixels / 1e6:.1f} megapixels, about {seconds:.0f} s; videos show the time left"
 
     def derain(
@@ -108,6 +108,7 @@ def main(settings: AppSettings) -> None:
             [files, rain],
             [status, slider, results],
             title="Remove the rain",
+            submit_btn="Derain",
             stop_btn="Stop after this file",
             clear_btn=None,
             flagging_mode="never",

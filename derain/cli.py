@@ -16,10 +16,10 @@ from utils import InputError, keep_freed_memory
 
 
 def run_script(run: Callable[[Any], None], settings: Any, doc: str) -> None:
-    """Change `settings` by the command line and run.
+    """Apply the command line to `settings` and run.
 
     Exits with status 2 and one line after an error that the user can fix, with 130 after Ctrl-C,
-    and with 1 if the reader of the output has left, as `head` does. A traceback means a bug.
+    and with 1 if the output pipe is closed, as by `head`. A traceback means a bug.
     """
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115, closed by 2>&-
     for stream in (sys.stdout, sys.stderr):

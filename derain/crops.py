@@ -56,7 +56,7 @@ class RandomCrops:
     def batch(self, step: int, progress: float) -> tuple[Tensor, Tensor]:
         """Return rainy and clean crops, (N, 3, side, side) float32 RGB in [0, 1] each.
 
-        progress: the share of the run that is done, which decides about the stage.
+        progress: the share of the run that is done, which selects the stage.
         """
         ends = np.cumsum([share for *_, share in self.stages])
         size, count, _ = self.stages[int((progress >= ends / ends[-1]).sum())]
@@ -83,15 +83,15 @@ class RandomCrops:
     def _recombined(self, random: Random, clean: np.ndarray) -> Images:
         """Return a clean crop with and without the rain of another pair."""
         layer = self._layer(random, len(clean)) * random.uniform(0.8, 1.2)
-        rainy = np.minimum(255, clean + np.round(layer).astype(np.int16)[..., None])
+        rainy = np.clip(clean + np.round(layer).astype(np.int16)[..., None], 0, 255)
         return rainy.astype(np.uint8), clean
 
     def _layer(self, random: Random, size: int) -> np.ndarray:
         """Return the rain of a random crop: (size, size) grey levels to add.
 
-        Where all channels are clipped to white, the difference of a pair is only the least that its
-        rain can be. Crops with many such pixels are drawn again; in the others these pixels take
-        the rain from a third of the crop higher up if that is more.
+        Where all channels are clipped to white, a pair's difference is only a lower bound of its
+        rain. Crops with many such pixels are drawn again; in the others, these pixels take the
+        value a third of the crop higher up if it is larger.
         """
         for _ in range(20):
             pair = self._draw(random, self._grey_pairs, self._grey_shares)
@@ -105,7 +105,7 @@ class RandomCrops:
 
 
 def crop_at_random(random: Random, pair: Images, size: int, mirror: bool) -> Images:
-    """Cut the same random square out of both images; `mirror` flips it at random."""
+    """Cut the same random square out of both images; `mirror` mirrors it at random."""
     height, width, _ = pair[0].shape
     top, left = random.randint(height - size + 1), random.randint(width - size + 1)
     left_right, upside_down = random.randint(2, size=2)

@@ -1,7 +1,6 @@
 """Testing, read top to bottom: `evaluate` finds the images, derains them, scores them and reports.
 
 evaluate(EvalSettings((Path("my_photos"),), save_path=Path("out"), logdir=Path("logs/real")))
-evaluate(EvalSettings((Path("my/Rain12"),), save_path=Path("out")), RAIN12)  # a test set
 """
 
 import dataclasses
@@ -31,11 +30,11 @@ from utils import InputError, choose_device, choose_precision, environment, note
 
 @dataclasses.dataclass(frozen=True)
 class EvalSettings:
-    """What to derain, with which weights, and what to write."""
+    """Inputs, weights and outputs of a test run."""
 
     data_path: tuple[Path, ...] = setting(
         (),
-        "images, videos, folders; of a test set its folder",
+        "images, videos, folders; for a test set, its folder",
         names=["--data_path", "--rainy_dir"],
     )
     clean_dir: Path | None = setting(None, "folder of the clean images, if not in --data_path")
@@ -44,13 +43,13 @@ class EvalSettings:
     skip_existing: bool = setting(False, "keep results that are newer than input and weights")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = setting("fp32", "auto: bf16 where it is native", ("auto", "fp32", "bf16"))
-    quantize: str = setting("round", "to 8 bits; the authors truncated", ("round", "truncate"))
+    quantize: str = setting("round", "to integers; the authors truncated", ("round", "truncate"))
     tile: str = setting("auto", "auto, off, or the side of exact tiles in pixels")
     page: bool = setting(True, "write index.html, every image with a before/after slider")
-    format: str = setting("png", "own images: how they are saved", ("png", "jpg", "webp"))
+    format: str = setting("png", "own images: file format of the results", ("png", "jpg", "webp"))
     quality: int = setting(95, "of jpg and webp, 1 to 100")
     out: Path | None = setting(None, "the file for a single image or video, instead of a folder")
-    codec: str = setting("libx264", "of videos, in FFmpeg's words")
+    codec: str = setting("libx264", "FFmpeg's name of the video encoder")
     crf: int = setting(17, "quality of videos: 0 is the best, 51 the worst")
     start: float = setting(0.0, "second of a video to start at")
     duration: float | None = setting(None, "seconds of a video to derain (default: all)")

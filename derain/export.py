@@ -1,7 +1,7 @@
 """Write a trained network as ONNX, or its weights as safetensors: the suffix decides.
 
     pip install -r requirements-extra.txt
-    python -m derain.export --logdir logs/Rain100H --out dargnet.onnx         # about a minute
+    python -m derain.export --logdir logs/real --out dargnet.onnx         # about a minute
 
 The ONNX file takes rainy images (N, 3, H, W), float32 RGB in [0, 1], of any number and size, and
 gives derained ones. It is kept only if ONNX Runtime gives the network's images with it.
@@ -21,7 +21,7 @@ from utils import InputError, atomic_path
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    logdir: Path = setting(Path("logs/Rain100H"), "folder that holds net_latest.pth, or a file")
+    logdir: Path = setting(Path("logs/real"), "folder that holds net_latest.pth, or a file")
     out: Path = setting(Path("dargnet.onnx"), "file to write: .onnx or .safetensors")
 
 

@@ -1,6 +1,6 @@
 """Read image files with their metadata, or reject them in one line, and write the results.
 
-Pillow does it, except for 16 bits and for writing PNG, where OpenCV does. The network gets the
+Pillow does it, but OpenCV reads 16 bits and writes PNG. The network gets the
 stored values, and the result has their colour profile. datasets/README.md lists the kinds of files.
 """
 
@@ -26,7 +26,7 @@ with contextlib.suppress(ImportError):
     pillow_heif.register_heif_opener()  # lets Pillow read HEIC
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
-SUFFIXES |= {".avif", ".jp2", ".heic", ".heif"}
+SUFFIXES |= {".avif", ".heic", ".heif"}
 MOST_PIXELS = 2**28  # 16,384 x 16,384; a few bytes of a file can claim any number
 MODES = {"1", "L", "P", "RGB", "YCbCr", "LA", "PA", "RGBA"}
 # EXIF about the scene, the camera and the author; the rest of the first directory is about the file
@@ -42,7 +42,7 @@ BGR = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}  # channels -> OpenCV's order
 
 Image.MAX_IMAGE_PIXELS = None  # MOST_PIXELS is the limit
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # XMP may exceed a megabyte
-set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # of 4 or 5
+set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # OpenCV 4 or 5
 set_log_level(0)  # damaged files are reported here
 
 
@@ -80,7 +80,7 @@ def read_image(path: Path) -> DecodedImage:
         image: Any = Image.open(io.BytesIO(data))
         if image.width * image.height > MOST_PIXELS:
             raise InputError(f"too large ({image.width} x {image.height} pixels); make it smaller")
-        if image.format == "PPM":  # Pillow does not tell how many bits it has
+        if image.format in ("PPM", "JPEG2000"):  # Pillow doesn't tell how many bits they have
             raise InputError(RARE)
         has_16_bits = image.format == "PNG" and data[24] == 16
         if image.format == "TIFF":
@@ -139,7 +139,7 @@ def _decode_8_bits(image: Any, data: bytes) -> np.ndarray:
 def _jpeg_without_end(data: bytes) -> Image.Image:
     """Decode a JPEG that lacks only its end mark. Raises OSError if lines are missing as well.
 
-    Where bits are missing the decoder takes zeros. If ones make a difference, some are missing.
+    The decoder replaces missing bits by zeros. If ones give another image, bits are missing.
     """
     data = data.rstrip(b"\xff")
     image = Image.open(io.BytesIO(data + b"\xff\xd9"), formats=["JPEG"])

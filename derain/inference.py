@@ -1,4 +1,4 @@
-"""Images of any size through a trained network, in its fastest form and in exact tiles.
+"""Run a trained network on images of any size, in its fastest form and in exact tiles.
 
     network = optimize(load_weights(Path("logs/Rain100H")))
     derained = derain_image(network, rgb)            # (H, W, 3) uint8 or uint16 RGB -> the same
@@ -40,7 +40,7 @@ def weights_file(path: Path) -> Path:
 
 
 def load_weights(path: Path, load: Loader = load_network) -> nn.Module:
-    """Return load(the file that `path` names). Raises InputError for missing or foreign weights."""
+    """Load the weights that `path` names. Raises InputError if they are missing or foreign."""
     try:
         return load(weights_file(path))
     except ValueError as error:

@@ -24,7 +24,7 @@ class Muon(torch.optim.Adam):
     if it exceeds that: one flat patch under SSIM gives a gradient that would fill the momentum for
     dozens of steps. Without weight decay the kernels' norms grow until training diverges.
 
-    lr, adam_lr: the highest learning rates of the two parts, under initial_lr in their groups.
+    lr, adam_lr: the highest learning rates of the two parts, stored as initial_lr in their groups.
     clip: math.inf does not clip.
     """
 

@@ -49,10 +49,10 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def find_pairs(folder: Path, clean_dir: Path | None = None) -> list[Pair]:
-    """Pair the rainy and clean images of the set in a folder, or in a folder in it.
+    """Pair the rainy and clean images of the set in a folder, or in one of its subfolders.
 
     Several rainy images may share a clean one. clean_dir: the folder of the clean images; `folder`
-    has the rainy ones then. A line says if other images are left out.
+    then has the rainy ones. A line says if other images are left out.
 
     Raises InputError if there is no set, or several, or if an image has no partner.
     """
@@ -82,7 +82,7 @@ def find_pairs(folder: Path, clean_dir: Path | None = None) -> list[Pair]:
 
 
 def _find_sets(folder: Path) -> list[tuple[list[Path], list[Path]]]:
-    """Return each way to see rainy and clean files in a folder: by its folders, or by words."""
+    """Return each possible split of a folder into rainy and clean files, by folders or by words."""
     rainy_here, clean_here = [], []
     for image in list_images(folder):
         if CLEAN_WORD.search(image.stem):
@@ -99,7 +99,7 @@ def _find_sets(folder: Path) -> list[tuple[list[Path], list[Path]]]:
 
 
 def match_names(paths: Sequence[Path], others: Sequence[Path]) -> dict[Path, Path]:
-    """Match files by the part that their names share, whatever is added before or behind it.
+    """Match files by the part that their names share, whatever precedes or follows it.
 
     rain-001.png goes with norain-1.png, 901_2.jpg with 901.jpg, bridge_NET.png with bridge.png.
     What all names of `others` begin or end with is left out; of `paths`, as many words and numbers
@@ -134,7 +134,7 @@ def _split_names(paths: Sequence[Path]) -> dict[tuple[str, ...], Path]:
         parts = re.findall(r"[0-9]+|[^0-9\s_.()-]+", stem) or [stem]
         other = found.setdefault(tuple(parts), path)
         if other != path:
-            raise InputError(f"{other} and {path}: two images for one place of a set; remove one")
+            raise InputError(f"{other} and {path}: have the same name; remove one")
     return found
 
 

@@ -1,7 +1,7 @@
 """The report on a test: results.csv, results.json, the table and the page, index.html.
 
 The page shows every image with a slider between before and after. It is one file with small JPEGs
-in it, to be mailed or opened from a disk.
+in it, easy to mail or to open from disk.
 """
 
 import base64
@@ -29,7 +29,7 @@ METRICS = {"psnr_y": 3, "ssim_y": 4, "psnr_rgb": 3, "ssim_rgb": 4}  # with the d
 Means = dict[str, float | None]  # by metric
 LONGEST_SIDE = 480  # pixels of an image on the page
 MOST_IMAGES = 250  # on one page, about 20 MB
-# The slider is a transparent range input over the images: mouse, touch and keys need no script.
+# The slider is a transparent range input over the images: mouse, touch and keys move it.
 FIGURE = string.Template("""<figure>
 <div class="pair">$rainy$derained<div class="edge"></div><b>rainy</b><b>derained</b>
 <input type="range" aria-label="edge between rainy and derained" value="50"
@@ -93,7 +93,7 @@ def write_tables(
 def means_by_line(label: str, test_set: TestSet, results: Sequence[Result]) -> dict[str, Means]:
     """Return mean scores: rainy input, this run, the authors' images.
 
-    Only the whole test set is compared with its authors' images.
+    Only a whole test set is compared with the images that DARGNet's authors released.
     """
     before = mean([result.before for result in results])
     after = [result.after for result in results]

@@ -84,10 +84,10 @@ def resume(
     changes = []
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        for name, value in plain(settings).items():
-            before = state["settings"].get(name)
-            if name not in CHANGEABLE and before != value:
-                changes.append(f"{name} {before} -> {value}")
+        before, now = state["settings"], plain(settings)
+        for name in before | now:
+            if name not in CHANGEABLE and before.get(name) != now.get(name):
+                changes.append(f"{name} {before.get(name)} -> {now.get(name)}")
         if not changes:
             network.load_state_dict(state["state_dict"])
             optimizer.load_state_dict(state["optimizer"])
@@ -98,14 +98,14 @@ def resume(
         problem = f"unreadable, or of another network ({type(error).__name__})"
         fix = "choose another --save_path; --init can start from net_latest.pth"
         raise InputError(f"{path}: {problem}; {fix}") from error
-    fix = f"restore them, or go on from these weights: --init {folder} and another --save_path"
+    fix = f"restore them, or start from these weights: --init {folder} and another --save_path"
     raise InputError(f"{path}: trained with other settings ({', '.join(changes)}); {fix}")
 
 
 class RunFolder:
-    """Writes the files of one run from a step on; only the main process does.
+    """Write one run's files from a step on, in the main process only.
 
-    settings, environment: logged by name. TensorBoard forgets what had followed the step.
+    settings, environment: logged by name. TensorBoard drops events after that step.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class RunFolder:
     ) -> None:
         """Write net_latest.pth, after a whole number of epochs net_epochN.pth, and last the state.
 
-        A run that is killed in between takes the last steps again.
+        A run that is killed in between repeats its last steps.
         """
         if IS_MAIN:
             weights = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}

@@ -45,9 +45,9 @@ class Settings:
     clean_dir: Path | None = setting(None, "folder of the clean images, if not below --set")
     protocol: str = setting("prenet", "how papers score", (*PROTOCOLS, "all"))
     crop_border: int = setting(0, "pixels to leave out at each side")
-    common_size: bool = setting(False, "accept results that lack up to 8 pixels right and below")
+    common_size: bool = setting(False, "accept results up to 8 pixels smaller, right and bottom")
     format: str = setting("markdown", "csv lists every image", ("markdown", "latex", "csv"))
-    figure: tuple[str, ...] | None = setting(None, "draw images by name, or three of them")
+    figure: tuple[str, ...] | None = setting(None, "images to draw; three if none is named")
     out: Path = setting(Path("results/methods"), "folder of figure.png and figure.pdf")
 
 
@@ -77,7 +77,7 @@ def compare(settings: Settings) -> None:
     if settings.set in TEST_SETS:
         folder = Path("datasets/test") / settings.set
     pairs = find_pairs(folder, settings.clean_dir)
-    label = identify_pairs(pairs)  # it also reads all pairs, so that misfits are found now
+    label = identify_pairs(pairs)  # it also reads every pair, so misfits are found early
     names = [pair.rainy.stem for pair in pairs]
     drawn = settings.figure
     if drawn == ():
@@ -189,7 +189,7 @@ def as_latex(markdown: str) -> str:
     for line in markdown.splitlines():
         if not line.startswith("|"):
             lines.append(f"% {line}")
-        elif "---" not in line:
+        elif not line.startswith("|---"):
             cells = re.sub(r"([_%&#$])", r"\\\1", line[2:-2])
             lines.append(cells.replace(" | ", " & ") + r" \\")
     return "\n".join(lines)

@@ -1,13 +1,13 @@
 """Identify data sets by the pixels of their images, and check them.
 
     python -m derain.sets datasets/test/Rain100L                           # check a set
-    python -m derain.sets datasets/train/RainTrainH datasets/test/Rain12   # and shared images
+    python -m derain.sets datasets/train/RainTrainH datasets/test/Rain100L   # and shared images
 
 Your own test set gets its name in tables by an entry in TEST_SETS with the fingerprint that the
 check prints, and by a script like test_Rain12.py.
 
-exit status: 0 all is well; 1 a known set is changed, or two folders have clean images in common; 2
-an image can't be read or has no partner
+Exit status: 0 all is well; 1 a known set is changed, or folders share clean images; 2 an image is
+unreadable or has no partner.
 """
 
 import hashlib

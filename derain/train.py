@@ -1,9 +1,8 @@
 """Training, read top to bottom: settings, then `train` and its loop over steps.
 
 The loss is in the train scripts, random crops are in derain/crops.py, Muon is in derain/optim.py,
-the files of a run and its processes in derain/run.py. Everything random is a function of the seed
-and the step, so an interrupted run resumes bit for bit. With --minutes it does not,
-because the learning rate then follows the clock.
+the files of a run and its processes in derain/run.py. Random crops are a function of the seed and
+the step, so an interrupted run resumes bit for bit, except with --minutes, which follows the clock.
 """
 
 import dataclasses
@@ -36,8 +35,7 @@ Batch = tuple[Tensor, Tensor]  # rainy and clean, (N, 3, P, P) in [0, 1]
 BatchSource = Callable[[int, float], Batch]  # step, progress (0 to 1) -> batch
 SAVE_SECONDS = 60  # between training states, besides those at epoch ends
 VARIATIONS = ("augment", "recombine", "without_rain")  # of random crops
-NOT_ZERO = ("channels", "groups", "epochs", "minutes", "max_steps")
-NOT_ZERO += ("batch_size", "patch_size", "stride")
+NOT_ZERO = ("epochs", "minutes", "max_steps", "batch_size", "patch_size", "stride")
 PROGRESS = "{percentage:5.1f}%|{bar:20}| {desc}, {remaining} left"
 
 # Settings that each --recipe implies. logs/README.md has their measured gains.
@@ -58,7 +56,7 @@ RECIPES = {
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-    """The published recipe. A train script changes what its data set needs."""
+    """The published recipe. Each train script changes what its data set needs."""
 
     recipe: str = setting("paper", "paper: as published; best: for a CPU", RECIPES)
     data_path: tuple[str, ...] = setting((), "folders of pairs; FOLDER=0.6 sets its share")
@@ -66,10 +64,10 @@ class TrainSettings:
     save_path: Path = setting(Path(), "folder for weights, training state and logs")
     channels: int = setting(32, "width of the network's hidden layers")
     groups: int = setting(5, "number of residual groups")
-    epochs: int = setting(100, "passes over the patches; with random crops, thousands of steps")
+    epochs: int = setting(100, "passes over the patches; with random crops, units of 1,000 steps")
     minutes: float | None = setting(None, "train for this long; not repeatable bit for bit")
     max_steps: int | None = setting(None, "stop after so many steps, even within an epoch")
-    batch_size: int = setting(8, "patches per step (this and the next two: without --stages)")
+    batch_size: int = setting(8, "patches per step (without --stages, as are the next two)")
     patch_size: int = setting(100, "side of a training patch in pixels")
     stride: int = setting(80, "distance between patches in pixels")
     stages: tuple[str, ...] = setting((), "random crops instead: SIDE:BATCH:SHARE of the run, ...")
@@ -78,7 +76,7 @@ class TrainSettings:
     recombine: float = setting(0.0, "random crops: share that gets the rain of another pair")
     without_rain: float = setting(0.0, "share of the other crops that have no rain")
     strict: bool = setting(False, "of RainTrainH only the 1,254 pairs without test backgrounds")
-    optimizer: str = setting("adam", "muon is for the inner kernels only", ("adam", "muon"))
+    optimizer: str = setting("adam", "muon: only for inner kernels", ("adam", "muon"))
     lr: float = setting(1e-3, "highest learning rate of Adam")
     muon_lr: float = setting(0.01, "highest learning rate of Muon")
     weight_decay: float = setting(0.1, "decoupled weight decay of Muon's kernels")
@@ -107,7 +105,7 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
     state_latest.pth (to resume from), log.jsonl and TensorBoard's files.
 
     Raises InputError for anything wrong with settings, images or the folder, and for a loss that is
-    not finite. However a run ends, the same settings resume it from a state of its last minute.
+    not finite. However a run ends, the same settings resume it from its last saved state.
     """
     check_settings(settings)
     device = connect(settings.device)
@@ -235,7 +233,7 @@ def load_sets(settings: TrainSettings) -> tuple[list[DerainDataset], list[Derain
         packed = prepare(folder_and_share(text)[0], settings.strict, settings.clean_dir)
         sets.append(DerainDataset(packed, *grid))
     for folder in settings.validation_path:
-        validation_sets.append(DerainDataset(prepare(Path(folder)), *grid))
+        validation_sets.append(DerainDataset(prepare(folder), *grid))
     if settings.validation:
         for data in sets:
             validation_sets.append(data.held_out(settings.validation, settings.seed))
@@ -260,6 +258,7 @@ def batch_source(settings: TrainSettings, sets: Sequence[DerainDataset]) -> tupl
         return 1000, RandomCrops(sets, shares, stages, settings.seed, **variations).batch
 
     data, size = sets[0], settings.batch_size
+    data.check_size(settings.patch_size)
     steps_per_epoch = math.ceil(len(data) / size)
 
     def published_order(step: int, _progress: float) -> Batch:

@@ -62,8 +62,8 @@ def derain_video(
     for frame in tqdm(_frames(source, start, duration), f"reading {source.name}", leave=False):
         first = first or frame
         clock.append((frame.pts - first.pts, frame.duration))
-    if first is None or start < 0:
-        raise InputError(f"{source}: no frame can be read from --start {start} on")
+    if first is None or start < 0 or duration == 0:
+        raise InputError(f"{source}: no frame in --start {start} --duration {duration}")
     noise = np.random.RandomState(0).randint(0, 256, (64, 64, 3)).astype(np.uint8)
     made_of = (source.stat().st_size, source.stat().st_mtime, codec, crf, start, duration)
     key = hashlib.sha256(repr(made_of).encode() + derain(noise).tobytes()).hexdigest()[:8]
@@ -133,6 +133,7 @@ def _frames(source: Path, start: float, duration: float | None) -> Iterator[Any]
     end = begin + Fraction(str(duration or 10**9))
     previous: Any = None
     time = reached = Fraction(0)
+    times = []  # of the packets; AVI has none of its frames
     with _opened(source) as (reader, video):
         video.thread_type = "AUTO"  # several threads decode ahead
         for packet in reader.demux():
@@ -140,10 +141,13 @@ def _frames(source: Path, start: float, duration: float | None) -> Iterator[Any]
                 reached = max(reached, (packet.pts + (packet.duration or 0)) * packet.time_base)
             if packet.stream is not video:
                 continue
+            times.append(packet.pts)
             frames: list[Any] = [None]  # one that is damaged
             with suppress(av.FFmpegError):
                 frames = packet.decode()
             for frame in frames:
+                if frame and reader.format.name == "avi":
+                    frame.pts = times.pop(0)
                 fault = _fault(frame, previous)
                 if fault == "damaged" and previous is None:
                     continue  # a recording may begin between key frames
@@ -151,8 +155,8 @@ def _frames(source: Path, start: float, duration: float | None) -> Iterator[Any]
                     raise InputError(f"{source}: {fault} after second {math.floor(time)}; {REPAIR}")
                 if previous is None:
                     origin = frame.pts = frame.pts or 0
-                elif reader.format.name == "avi" or (frame.pts or 0) <= previous.pts:
-                    frame.pts = previous.pts + 1  # AVI stores no times
+                elif (frame.pts or 0) <= previous.pts:
+                    frame.pts = previous.pts + 1
                 previous, time = frame, (frame.pts - origin) * video.time_base
                 if time >= end:
                     return
@@ -243,8 +247,7 @@ def _add_streams(writer: Any, part: Any, source: Path, first: Any, codec: str, c
         lost = len(reader.streams) > len(writer.streams) or reader.chapters()
         lost = lost or first.side_data.get("MASTERING_DISPLAY_METADATA")
         if lost or any(component.is_alpha for component in first.format.components):
-            left_out = "all but picture and sound (subtitles, chapters, alpha, HDR metadata)"
-            note(f"{source}: left out: {left_out}")
+            note(f"{source}: left out all but video and sound: subtitles, chapters, alpha, HDR")
     return encoder
 
 

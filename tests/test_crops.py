@@ -85,6 +85,16 @@ def test_only_pairs_with_a_grey_layer_give_rain(tmp_path: Path) -> None:
     assert 32 <= layers.min() < 36 < 44 < layers.max() <= 48
 
 
+def test_a_layer_below_zero_does_not_wrap(tmp_path: Path) -> None:
+    """As a few pixels of a set may have."""
+    clean = np.full((64, 64, 3), 10, np.uint8)
+    rainy = clean + np.uint8(30)
+    rainy[:2, 0] = 0
+    write_pair(tmp_path / "pairs", 1, rainy, clean)
+    crops = crops_of(tmp_path / "pairs", 60, size=60, recombine=1)
+    assert max((rainy - clean).max() for rainy, clean in crops) <= 36
+
+
 def test_rain_that_white_hides_is_filled_in(tmp_path: Path) -> None:
     """Even rain of 50 over a white row; a pair that is mostly white gives no rain."""
     clean = np.full((64, 64, 3), 100, np.uint8)

@@ -237,7 +237,7 @@ def test_validation(settings: TrainSettings, tmp_path: Path, how: str) -> None:
     folders = [marked_pairs(tmp_path / "a", 1, 2, 3), marked_pairs(tmp_path / "b", 1, 2, 3, 4)]
     value, names = 1, ("a", "b")  # seed 3 holds out 2 of a, 4 of b
     if how == "validation_path":
-        value = marked_pairs(tmp_path / "c", 2), marked_pairs(tmp_path / "d", 4, 7)
+        value = Path(marked_pairs(tmp_path / "c", 2)), Path(marked_pairs(tmp_path / "d", 4, 7))
         names = ("c", "d")
     seen = set()
 

@@ -194,13 +194,20 @@ def test_films_of_phones_come_upright(tmp_path: Path, turn: str) -> None:
 @pytest.mark.parametrize("suffix", [".ts", ".mkv", ".flv", ".avi"])
 @pytest.mark.parametrize("first", [0, 30_000_000, 95_442_200])
 def test_a_clock_may_begin_anywhere(tmp_path: Path, first: int, suffix: str) -> None:
-    """As in broadcasts. A transport stream's clock wraps after the last time; AVI has no times."""
+    """As in broadcasts. A transport stream's clock wraps after the last time; AVI's begins at 0."""
     first *= suffix != ".avi"
     times = range(first, first + 800, 40)
     source = write_film(tmp_path / f"in{suffix}", images(20), times, sound=("aac",))
     target = derain_video(source, tmp_path / "out.mp4", same)
     assert read_film(target)["times"] == list(range(0, 800, 40))
     assert len(sound_of(target)) == len(sound_of(source))
+
+
+def test_avi_keeps_its_gaps(tmp_path: Path) -> None:
+    """As cameras leave them that drop frames."""
+    times = [0, 40, 80, 120, 400, 440, 480, 800, 840, 1200]
+    source = write_film(tmp_path / "in.avi", images(10), times, codec="mpeg4")
+    assert read_film(derain_video(source, tmp_path / "out.mp4", same))["times"] == times
 
 
 def write_faulty(name: str, folder: Path) -> Path:
@@ -268,8 +275,8 @@ def test_a_part(tmp_path: Path) -> None:
     packets = [sound_of(source).index(packet) for packet in sound_of(target)]
     seconds = np.array(packets) * 1024 / 44100
     assert (seconds[0], seconds[-1]) == pytest.approx((1.1, 1.6), abs=0.05)
-    for start in (-1, 9):
-        assert "--start" in fails(source, tmp_path / "none/none.mp4", start=start)
+    for part in ({"start": -1}, {"start": 9}, {"duration": 0}):
+        assert f"--{next(iter(part))}" in fails(source, tmp_path / "none/none.mp4", **part)
 
 
 def test_a_recording_may_begin_between_key_frames(tmp_path: Path) -> None:
