@@ -27,6 +27,13 @@ from networks import load_network
 from SSIM import PROTOCOL, image_metrics
 from utils import InputError, choose_device, choose_precision, environment, note, write_json
 
+CODECS = (
+    "libx264",
+    "libx265",
+    "libvpx-vp9",
+    "ffv1",
+)  # which obey crf, but for ffv1, and keep colours
+
 
 @dataclasses.dataclass(frozen=True)
 class EvalSettings:
@@ -40,7 +47,6 @@ class EvalSettings:
     clean_dir: Path | None = setting(None, "folder of the clean images, if not in --data_path")
     logdir: Path = setting(Path("logs/Rain100H"), "folder with net_latest.pth, or a .pth file")
     save_path: Path | None = setting(None, "folder for the results (default: results/NAME)")
-    skip_existing: bool = setting(False, "keep results that are newer than input and weights")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = setting("fp32", "auto: bf16 where it is native", ("auto", "fp32", "bf16"))
     quantize: str = setting("round", "to integers; the authors truncated", ("round", "truncate"))
@@ -49,7 +55,7 @@ class EvalSettings:
     format: str = setting("png", "own images: file format of the results", ("png", "jpg", "webp"))
     quality: int = setting(95, "of jpg and webp, 1 to 100")
     out: Path | None = setting(None, "the file for a single image or video, instead of a folder")
-    codec: str = setting("libx264", "FFmpeg's name of the video encoder")
+    codec: str = setting("libx264", "encoder of videos; ffv1 is lossless", CODECS)
     crf: int = setting(17, "quality of videos: 0 is the best, 51 the worst")
     start: float = setting(0.0, "second of a video to start at")
     duration: float | None = setting(None, "seconds of a video to derain (default: all)")
@@ -93,8 +99,7 @@ def evaluate(
             source, output = pair.rainy, folder / name
             result = report.Result(name, {"rainy": source, "derained": output})
             try:
-                if not (settings.skip_existing and is_newer(output, source, weights)):
-                    result.milliseconds = derain_file(settings, pair, output, derain)
+                result.milliseconds = derain_file(settings, pair, output, derain)
                 if pair.clean:
                     rainy, clean = read_pair(pair)
                     result.files["clean"] = pair.clean
@@ -149,14 +154,10 @@ def derain_file(settings: EvalSettings, pair: Pair, output: Path, derain: Callab
     return milliseconds
 
 
-def is_newer(output: Path, *inputs: Path) -> bool:
-    """Return whether a result exists and is newer than its inputs."""
-    times = [path.stat().st_mtime for path in inputs]
-    return output.exists() and output.stat().st_mtime > max(times)
-
-
 def check_settings(settings: EvalSettings, test_set: TestSet | None) -> None:
     """Raise InputError for settings that are out of range or don't go together."""
+    if not (0 <= settings.crf <= 51 and 1 <= settings.quality <= 100):
+        raise InputError("--crf takes 0 to 51, --quality 1 to 100")
     if settings.clean_dir and not (test_set and settings.data_path):
         raise InputError("--clean_dir: needs --data_path, and a script such as test_Rain100H.py")
     if test_set and (settings.out or settings.format != "png" or len(settings.data_path) > 1):
@@ -190,7 +191,7 @@ def find_inputs(settings: EvalSettings, test_set: TestSet | None) -> tuple[list[
         files = [file for path in paths for file in own_files(path)]
         if not files:
             raise InputError(f"{paths[0]}: holds no image and no video")
-        inputs = list(map(Pair, dict.fromkeys(files)))
+        inputs = list(map(Pair, {file.absolute(): file for file in files}.values()))
         label = synthetic_label(inputs[0].rainy.parent) or "own images"
     return inputs, label, settings.save_path or Path("results", name)
 

@@ -78,6 +78,7 @@ def read_image(path: Path) -> DecodedImage:
         data = path.read_bytes()
         Image.open(io.BytesIO(data)).verify()  # the checksums of PNG, which decoding ignores
         image: Any = Image.open(io.BytesIO(data))
+        image.info.pop("xmp", None)  # viewers ignore its orientation, Pillow doesn't
         if image.width * image.height > MOST_PIXELS:
             raise InputError(f"too large ({image.width} x {image.height} pixels); make it smaller")
         if image.format in ("PPM", "JPEG2000"):  # Pillow doesn't tell how many bits they have

@@ -7,7 +7,6 @@ Results are matched to the rainy images by the part that their names share.
 """
 
 import csv
-import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -46,7 +45,7 @@ class Settings:
     protocol: str = setting("prenet", "how papers score", (*PROTOCOLS, "all"))
     crop_border: int = setting(0, "pixels to leave out at each side")
     common_size: bool = setting(False, "accept results up to 8 pixels smaller, right and bottom")
-    format: str = setting("markdown", "csv lists every image", ("markdown", "latex", "csv"))
+    format: str = setting("markdown", "csv lists every image", ("markdown", "csv"))
     figure: tuple[str, ...] | None = setting(None, "images to draw; three if none is named")
     out: Path = setting(Path("results/methods"), "folder of figure.png and figure.pdf")
 
@@ -105,10 +104,7 @@ def compare(settings: Settings) -> None:
         part = f"the part that all methods have, {settings.crop_border} pixels cropped at each side"
         notes = [f"{folder}: {label}, {len(pairs)} images, {part}"]
         notes += [f"{protocol}: {PROTOCOLS[protocol]}" for protocol in protocols]
-        text = table(scores, columns, notes)
-        if settings.format == "latex":
-            text = as_latex(text)
-        print(text)
+        print(table(scores, columns, notes))
     if drawn:
         scenes = {}
         for name in drawn:
@@ -180,18 +176,6 @@ def table(scores: Mapping[str, list], columns: Sequence[str], notes: list[str]) 
         for mean_psnr, mean_ssim in means:
             line += f" | {mean_psnr:.3f} | {mean_ssim:.4f}"
         lines.append(line + " |")
-    return "\n".join(lines)
-
-
-def as_latex(markdown: str) -> str:
-    """Return the rows of a Markdown table for LaTeX's tabular, its notes as comments."""
-    lines = []
-    for line in markdown.splitlines():
-        if not line.startswith("|"):
-            lines.append(f"% {line}")
-        elif not line.startswith("|---"):
-            cells = re.sub(r"([_%&#$])", r"\\\1", line[2:-2])
-            lines.append(cells.replace(" | ", " & ") + r" \\")
     return "\n".join(lines)
 
 

@@ -160,8 +160,12 @@ class Settings:
 def main(settings: Settings) -> None:
     """Write a synthetic set."""
     files = list_images(settings.photos)
-    if not files:
-        raise InputError(f"{settings.photos}: holds no image; name a folder of photographs")
+    is_inside = settings.photos.resolve().is_relative_to(settings.out.resolve())
+    if not files or is_inside or settings.layers < 1:
+        problem = "holds no image, or is in --out, or --layers is below 1"
+        raise InputError(f"{settings.photos}: {problem}; name a folder of photographs")
+    for file in files:
+        read_rgb(file)  # a damaged one is found before an earlier set is replaced
     photographs = map(read_rgb, files)
     pairs = write_set(settings.out, photographs, settings.rain, settings.layers, settings.seed)
     print(f"{settings.out}: {pairs} pairs of synthetic {settings.rain} rain")

@@ -29,6 +29,8 @@ except ImportError:  # an extra requirement
 VIDEO_SUFFIXES = {".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
 VIDEO_SUFFIXES |= {".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
 KEPT_CONTAINERS = (".mp4", ".mov", ".m4v", ".mkv")
+# Flags of swscale: bilinear; for 8 bits also accurate rounding of all chroma, or images get darker.
+SCALER = {"rgb24": 2 | 0x2000 | 0x40000, "rgb48le": 2}
 REPAIR = (
     "stop there with --duration, or first run "
     "ffmpeg -i FILE -vf yadif=deint=interlaced -crf 12 -c:a copy NEW.mkv"
@@ -133,7 +135,6 @@ def _frames(source: Path, start: float, duration: float | None) -> Iterator[Any]
     end = begin + Fraction(str(duration or 10**9))
     previous: Any = None
     time = reached = Fraction(0)
-    times = []  # of the packets; AVI has none of its frames
     with _opened(source) as (reader, video):
         video.thread_type = "AUTO"  # several threads decode ahead
         for packet in reader.demux():
@@ -141,13 +142,10 @@ def _frames(source: Path, start: float, duration: float | None) -> Iterator[Any]
                 reached = max(reached, (packet.pts + (packet.duration or 0)) * packet.time_base)
             if packet.stream is not video:
                 continue
-            times.append(packet.pts)
             frames: list[Any] = [None]  # one that is damaged
             with suppress(av.FFmpegError):
                 frames = packet.decode()
             for frame in frames:
-                if frame and reader.format.name == "avi":
-                    frame.pts = times.pop(0)
                 fault = _fault(frame, previous)
                 if fault == "damaged" and previous is None:
                     continue  # a recording may begin between key frames
@@ -155,15 +153,17 @@ def _frames(source: Path, start: float, duration: float | None) -> Iterator[Any]
                     raise InputError(f"{source}: {fault} after second {math.floor(time)}; {REPAIR}")
                 if previous is None:
                     origin = frame.pts = frame.pts or 0
-                elif (frame.pts or 0) <= previous.pts:
+                elif frame.pts <= previous.pts:
                     frame.pts = previous.pts + 1
                 previous, time = frame, (frame.pts - origin) * video.time_base
                 if time >= end:
                     return
                 if time >= begin:
                     yield frame
-        is_exact = reader.format.name.startswith(("mov", "matroska"))  # others estimate it
-        if is_exact and reached < (reader.duration or 0) / 1e6 - 0.5:
+        length = video.frames / (video.average_rate or 1)  # as AVI has it
+        if reader.format.name.startswith(("mov", "matroska", "flv")):  # others estimate it
+            length = (reader.duration or 0) / 1e6
+        if reached < length - 0.5:
             raise InputError(f"{source}: cut off after second {math.floor(time)}; {REPAIR}")
 
 
@@ -177,15 +177,16 @@ def _fault(frame: Any, previous: Any) -> str:
         return ""
     if (frame.width, frame.height) != (previous.width, previous.height):
         return "of another size"
-    if frame.pts is not None and (frame.pts - previous.pts) * frame.time_base < -1:
-        return "joined to another video"
+    if frame.pts is None or frame.pts < previous.pts - 1:
+        return "joined to another video, or of times that fall,"
     return ""
 
 
 def _rgb(frame: Any) -> np.ndarray:
     """Return a frame as (H, W, 3) RGB, uint8, or uint16 if it has more than 8 bits, upright."""
     bits = max(component.bits for component in frame.format.components)
-    image = frame.to_ndarray(format="rgb48le" if bits > 8 else "rgb24")
+    layout = "rgb48le" if bits > 8 else "rgb24"
+    image = frame.to_ndarray(format=layout, interpolation=SCALER[layout])
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return image
@@ -200,6 +201,7 @@ def _frame(rgb: np.ndarray, time: int, context: Any) -> Any:
     layout = "rgb24" if rgb.dtype == np.uint8 else "rgb48le"
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), layout).reformat(
         format=context.pix_fmt,
+        interpolation=SCALER[layout],
         dst_colorspace=context.colorspace,
         dst_color_range=context.color_range,
     )
@@ -263,6 +265,8 @@ def _packets(parts: list[Path]) -> Iterator[Any]:
 def _pictures(writer: Any, parts: list[Path], clock: list, time_base: Fraction) -> Iterator[Any]:
     """Yield the packets of all parts for a writer. clock: their times and durations."""
     for packet, (time, duration) in zip(_packets(parts), clock, strict=True):
+        if packet.pts * packet.time_base != time * time_base:
+            raise InputError(f"{parts[0].parent}: holds a damaged part; remove this folder")
         packet.time_base, packet.stream = time_base, writer.streams[0]
         packet.pts = packet.dts = time
         packet.duration = duration

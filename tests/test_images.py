@@ -200,6 +200,13 @@ REJECTED = {  # content, words of the error
 }
 
 
+def test_the_orientation_in_xmp_is_ignored(tmp_path: Path) -> None:
+    """As viewers ignore it."""
+    xmp = b'<rdf:Description tiff:Orientation="6"/>'
+    Image.fromarray(RGB).save(tmp_path / "a.jpg", xmp=xmp, quality=95)
+    assert read_image(tmp_path / "a.jpg").rgb.shape == RGB.shape
+
+
 @pytest.mark.parametrize("kind", REJECTED)
 def test_files_that_are_rejected(tmp_path: Path, kind: str) -> None:
     content, words = REJECTED[kind]

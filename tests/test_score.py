@@ -13,7 +13,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from test_ssim import OPTIONS, vector
 
 from derain.images import read_rgb
-from derain.score import PROTOCOLS, as_latex, score, table
+from derain.score import PROTOCOLS, score, table
 
 # PSNR and SSIM of vector(384, 512) by piq 0.8.0 in double precision. "full_range": psnr with
 # convert_to_greyscale, and ssim of its Y. "rgb": psnr and ssim. ssim with downsample=False.
@@ -137,10 +137,6 @@ def test_all_formats_have_the_same_numbers(run: Command, tmp_path: Path) -> None
     markdown = run(*flags, "markdown").stdout
     assert line in markdown.splitlines()
     assert r"| a\|b |" in markdown
-    latex = run(*flags, "latex").stdout
-    assert line.strip("| ").replace(" | ", " & ") + r" \\" in latex.splitlines()
-    assert r" & psnr\_prenet & " in latex
-    assert as_latex("| a---b | 1 |") == r"a---b & 1 \\"
     for protocol, title in PROTOCOLS.items():
         assert f"{protocol}: {title}" in markdown
 

@@ -94,3 +94,9 @@ def test_the_command(tmp_path: Path, inline: Command) -> None:
         assert (result.returncode, result.stderr.count("\n")) == (2, 1)
         assert photos in result.stderr
         assert not (tmp_path / "other").exists()
+    before = sorted((tmp_path / "new").rglob("*"))  # an earlier set is kept
+    (tmp_path / "photos/b.png").write_text("damaged")
+    for photos, layers in (("photos", "1"), ("new", "1"), ("new/rainy", "1"), ("empty", "0")):
+        flags = ("--photos", photos, "--layers", layers, "--out", "new")
+        assert inline("derain.synthesize", *flags).returncode == 2
+    assert sorted((tmp_path / "new").rglob("*")) == before
