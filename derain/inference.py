@@ -32,10 +32,10 @@ def weights_file(path: Path) -> Path:
 
     A path that does not exist here is looked up in this repository.
     """
-    for place in (path, Path(__file__).parent.parent / path):
-        file = place / "net_latest.pth" if place.is_dir() else place
-        if file.is_file():
-            return file
+    place = path if path.exists() else Path(__file__).parent.parent / path
+    file = place / "net_latest.pth" if place.is_dir() else place
+    if file.is_file():
+        return file
     raise InputError(f"{path}: no such weights; name a folder with net_latest.pth, or a .pth file")
 
 

@@ -7,6 +7,7 @@ rainy, clean = read_pair(pairs[0])
 import itertools
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from utils import InputError, note
 RAINY_FOLDERS = ("rainy", "rain", "input", "lq", "in", "data", "rainy_image", "rain_x2", "rainy_x2")
 CLEAN_FOLDERS = ("clean", "groundtruth", "ground_truth", "gt", "norain", "target", "label")
 RAINY_WORD = re.compile(r"(?<![a-z])rainy?(?![a-z])", re.I)  # in rain-1 and 1_rain, not rainbow-1
-CLEAN_WORD = re.compile(r"(?<![a-z])(no-?rain|clean|gt)(?![a-z])", re.I)
+CLEAN_WORD = re.compile(r"(?<![a-z])(no[-_ ]?rain|clean|gt)(?![a-z])", re.I)
 FIX = "name the folders by --data_path RAINY --clean_dir CLEAN; datasets/README.md has the layouts"
 RAIN100_BACKGROUNDS = {0, 9, *range(99, 188)}  # of Rain100H and Rain100L, among BSD300's images
 
@@ -63,7 +64,7 @@ def find_pairs(folder: Path, clean_dir: Path | None = None) -> list[Pair]:
     if not found:
         raise InputError(f"{folder}: no rainy and clean images in a known layout; {FIX}")
     (rainy, clean), *more = found
-    if not rainy or not clean or rainy == clean:
+    if not rainy or not clean or rainy[0].absolute() == clean[0].absolute():
         raise InputError(f"{folder}, --clean_dir {clean_dir}: must be two folders of images")
     for other_rainy, other_clean in more:
         choices = f"{rainy[0]} with {clean[0]} or {other_rainy[0]} with {other_clean[0]}"
@@ -83,13 +84,13 @@ def find_pairs(folder: Path, clean_dir: Path | None = None) -> list[Pair]:
 
 def _find_sets(folder: Path) -> list[tuple[list[Path], list[Path]]]:
     """Return each possible split of a folder into rainy and clean files, by folders or by words."""
-    rainy_here, clean_here = [], []
+    rainy_here, clean_here = defaultdict(list), defaultdict(list)  # by the word
     for image in list_images(folder):
-        if CLEAN_WORD.search(image.stem):
-            clean_here.append(image)
-        elif RAINY_WORD.search(image.stem):
-            rainy_here.append(image)
-    rainy, clean = [rainy_here], [clean_here]
+        if word := CLEAN_WORD.search(image.stem):
+            clean_here[word[0].lower()].append(image)
+        elif word := RAINY_WORD.search(image.stem):
+            rainy_here[word[0].lower()].append(image)
+    rainy, clean = [*rainy_here.values()], [*clean_here.values()]
     for child in sorted(filter(Path.is_dir, folder.iterdir())):
         if child.name.lower() in RAINY_FOLDERS:
             rainy.append(list_images(child))
@@ -120,7 +121,7 @@ def match_names(paths: Sequence[Path], others: Sequence[Path]) -> dict[Path, Pat
     best_rank, best = max(ways, key=lambda way: way[0])
     for rank, found in ways:
         for path, other in best.items():
-            if rank == best_rank and found.get(path) != other:
+            if rank[0] == best_rank[0] and found.get(path, other) != other:
                 choices = f"{other} or {found.get(path, 'none')}"
                 raise InputError(f"{path}: could match {choices}; rename the images of one side")
     return best
@@ -167,7 +168,8 @@ def strict_raintrainh(pairs: Sequence[Pair]) -> tuple[list[Pair], str]:
     # Image n shows photograph (n - 1) mod 300 of BSD300, sorted as strings.
     every = set(range(1, 1801))
     strict = {number for number in every if (number - 1) % 300 not in RAIN100_BACKGROUNDS}
-    if {pair.number for pair in pairs} not in (every, strict):
+    numbers = {pair.number for pair in pairs}  # some may be missing
+    if numbers != strict and not (len(numbers) > len(strict) and numbers <= every):
         return list(pairs), f"strict rule not applied: {len(pairs)} pairs, not RainTrainH's 1,800"
     kept = [pair for pair in pairs if pair.number in strict]
     return kept, f"strict RainTrainH: {len(kept)} of {len(pairs)} pairs, without test backgrounds"

@@ -82,7 +82,7 @@ def write_tables(
     if test_set:
         means = means_by_line(label, test_set, results)
         table = as_text(means)
-        equal = sum(math.isinf(result.after["psnr_y"]) for result in results)
+        equal = sum(math.isinf(r.after["psnr_y"] + r.before["psnr_y"]) for r in results)
         if equal:
             table += f"\n{equal} images equal their clean ones; PSNR is the mean over the others"
     about |= {"data_set": {"name": label, "images": len(rows)}, "protocol": PROTOCOL}
@@ -95,22 +95,22 @@ def means_by_line(label: str, test_set: TestSet, results: Sequence[Result]) -> d
 
     Only a whole test set is compared with the images that DARGNet's authors released.
     """
-    before = mean([result.before for result in results])
-    after = [result.after for result in results]
+    rainy, derained = [r.before for r in results], [r.after for r in results]
+    before, after = mean(rainy, derained), mean(derained, rainy)
     if label != test_set.name:
-        return {f"rainy input ({label})": before, f"this run ({label})": mean(after)}
-    lines = {"rainy input": before, "this run": mean(after)}
+        return {f"rainy input ({label})": before, f"this run ({label})": after}
+    lines = {"rainy input": before, "this run": after}
     if test_set.reference:
         lines["authors' released images"] = dict(zip(METRICS, test_set.reference, strict=False))
     return lines
 
 
-def mean(scores: Sequence[Mapping[str, float]]) -> Means:
-    """Return the mean of each metric; infinite PSNR, of images equal to clean ones, is left out."""
+def mean(scores: Sequence[Mapping[str, float]], others: Sequence[Mapping[str, float]]) -> Means:
+    """Return the mean of each metric over the images for which both scores are finite."""
     means: Means = {}
     for metric in METRICS:
         values = np.array([score[metric] for score in scores])
-        finite = np.isfinite(values)
+        finite = np.isfinite(values + [score[metric] for score in others])
         means[metric] = float(values[finite].mean() if finite.any() else values.mean())
     return means
 

@@ -118,7 +118,7 @@ def find_files(settings: Settings, pairs: Sequence[Pair]) -> Files:
     """Return all image files; a method that can't be scored is left out with a line."""
     results: dict[str, list[Path]] = {}
     for text in settings.methods:
-        name, _, folder = text.rpartition("=")
+        name, _, folder = text.partition("=")
         if not name or not folder or name in ("rainy", "clean", *results):
             raise InputError(f"{text}: give each folder a name of its own, as NAME=FOLDER")
         try:
@@ -166,10 +166,10 @@ def table(scores: Mapping[str, list], columns: Sequence[str], notes: list[str]) 
     """Return means over the images in Markdown, below lines of notes."""
     values = np.array(list(scores.values()))  # (methods, images, protocols, 2)
     averaged = np.isfinite(values).all(axis=0)  # the same images for all methods
+    averaged[:, ~averaged.any(axis=0)] = True  # for none
     if not averaged.all():
         count = np.sum(~averaged.all(axis=(1, 2)))
         notes.append(f"PSNR is infinite for {count} images; its means leave them out.")
-    averaged[:, ~averaged.any(axis=0)] = True  # infinite for every image
     lines = [*notes, "", f"|  | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for method, means in zip(scores, values.mean(axis=1, where=averaged), strict=True):
         line = "| " + method.replace("|", r"\|")

@@ -120,7 +120,7 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
     network, optimizer = network_and_optimizer(settings, network, device)
     parallel = DistributedDataParallel(network) if WORLD_SIZE > 1 else network
 
-    by_name = dataclasses.asdict(settings)
+    by_name = dataclasses.asdict(settings) | {"pairs": sum(len(data.pairs) for data in sets)}
     first_step, first_minute = resume(settings.save_path, by_name, network, optimizer)
     step, progress = first_step, max(first_step / last_step, first_minute / last_minute)
     sums, logged_step = Counter[str](), step
@@ -220,8 +220,9 @@ def check_settings(settings: TrainSettings) -> None:
     for stage in settings.stages:
         parsed_stage(stage)
     count = len(settings.data_path)
-    if count == 0 or (count > 1 and not settings.stages):
-        raise InputError("--data_path: name one folder, or several with --recipe best or --stages")
+    if count == 0 or (count > 1 and (settings.clean_dir or not settings.stages)):
+        advice = "name one folder, or several without --clean_dir with --recipe best or --stages"
+        raise InputError(f"--data_path: {advice}")
     check_folder(settings.save_path)
 
 
@@ -234,6 +235,7 @@ def load_sets(settings: TrainSettings) -> tuple[list[DerainDataset], list[Derain
         sets.append(DerainDataset(packed, *grid))
     for folder in settings.validation_path:
         validation_sets.append(DerainDataset(prepare(folder), *grid))
+        validation_sets[-1].check_size(11)  # SSIM's window
     if settings.validation:
         for data in sets:
             validation_sets.append(data.held_out(settings.validation, settings.seed))

@@ -124,6 +124,8 @@ def test_infinite_psnr_is_left_out_of_the_mean(inline: Command) -> None:
     assert len(finite) == 2
     means = json.loads(Path("out/results.json").read_text())["means"]
     assert [*means.values()][1]["psnr_y"] == pytest.approx(np.mean(finite))
+    before = [float(row["input_psnr_y"]) for row in rows_of(Path("out"))]
+    assert next(iter(means.values()))["psnr_y"] == pytest.approx((before[0] + before[2]) / 2)
 
 
 def test_quantize_and_precision(inline: Command) -> None:

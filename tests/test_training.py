@@ -197,6 +197,9 @@ def test_tensorboard_shows_each_step_once(settings: TrainSettings) -> None:
     for _ in range(2):
         run(settings, max_steps=20)
         (settings.save_path / "state_latest.pth").unlink()
+        with pytest.raises(InputError, match="holds weights"):
+            run(settings, max_steps=20)
+        (settings.save_path / "net_latest.pth").unlink()
     events = reader.EventAccumulator(str(settings.save_path / "tensorboard")).Reload()
     for name in ("train/loss", "train/ssim_loss", "train/l1_loss", "lr"):
         assert [event.step for event in events.Scalars(name)] == [9, 18, 20]
