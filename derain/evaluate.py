@@ -27,12 +27,7 @@ from networks import load_network
 from SSIM import PROTOCOL, image_metrics
 from utils import InputError, choose_device, choose_precision, environment, note, write_json
 
-CODECS = (
-    "libx264",
-    "libx265",
-    "libvpx-vp9",
-    "ffv1",
-)  # which obey crf, but for ffv1, and keep colours
+CODECS = ("libx264", "libx265", "libvpx-vp9", "ffv1")  # others ignore crf, or lose the range
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,7 +53,7 @@ def find_pairs(folder: Path, clean_dir: Path | None = None) -> list[Pair]:
     """Pair the rainy and clean images of the set in a folder, or in one of its subfolders.
 
     Several rainy images may share a clean one. clean_dir: the folder of the clean images; `folder`
-    then has the rainy ones. A line says if other images are left out.
+    then has the rainy ones. Lines say if images are left out or shared.
 
     Raises InputError if there is no set, or several, or if an image has no partner.
     """
@@ -79,6 +79,9 @@ def find_pairs(folder: Path, clean_dir: Path | None = None) -> list[Pair]:
     others = set(list_images(rainy[0].parent) + list_images(folder)) - paired
     if others:
         note(f"{folder}: {len(rainy)} pairs; left out {len(others)} images such as {min(others)}")
+    shown = len(set(partners.values()))
+    if shown < len(rainy):
+        note(f"{folder}: {len(rainy)} rainy images show {shown} clean ones")
     return [Pair(path, partners[path]) for path in rainy]
 
 

@@ -1,8 +1,8 @@
 """Training, read top to bottom: settings, then `train` and its loop over steps.
 
 The loss is in the train scripts, random crops are in derain/crops.py, Muon is in derain/optim.py,
-the files of a run and its processes in derain/run.py. Random crops are a function of the seed and
-the step, so an interrupted run resumes bit for bit, except with --minutes, which follows the clock.
+the files of a run and its processes in derain/run.py. Batches are a function of the seed and the
+step, so an interrupted run resumes bit for bit, except with --minutes, which follows the clock.
 """
 
 import dataclasses
