@@ -70,7 +70,7 @@ def prepare(folder: Path, strict: bool = False, clean_dir: Path | None = None) -
 def opened(path: Path) -> Iterator[h5py.File]:
     """Open a packed file for reading. Raises InputError if it is damaged or something else."""
     try:
-        with h5py.File(path, "r", locking=False) as file:  # some file systems cannot
+        with h5py.File(path, "r", locking=False) as file:  # some file systems cannot lock
             yield file
     except Exception as error:  # h5py raises many types for damaged files
         problem = f"not a packed training set ({type(error).__name__})"
@@ -115,7 +115,7 @@ class DerainDataset(Dataset):
 
     All images are read into memory as uint8: 0.2 GB for RainTrainL, 0.7 GB for strict RainTrainH.
 
-    Images smaller than a patch have none. Raises InputError if the file cannot be used.
+    An image smaller than a patch gives none. Raises InputError if the file cannot be used.
     """
 
     def __init__(

@@ -81,8 +81,9 @@ def compare(settings: Settings) -> None:
     drawn = settings.figure
     if drawn == ():
         drawn = names[0], names[len(names) // 2], names[-1]
-    for name in drawn or ():
+    if drawn:
         check_folder(settings.out, "--out")
+    for name in drawn or ():
         if name not in names:
             raise InputError(f"--figure {name}: no such image; {names[0]} is one")
     files = find_files(settings, pairs)
@@ -166,7 +167,7 @@ def table(scores: Mapping[str, list], columns: Sequence[str], notes: list[str]) 
     """Return means over the images in Markdown, below lines of notes."""
     values = np.array(list(scores.values()))  # (methods, images, protocols, 2)
     averaged = np.isfinite(values).all(axis=0)  # the same images for all methods
-    averaged[:, ~averaged.any(axis=0)] = True  # for none
+    averaged[:, ~averaged.any(axis=0)] = True  # infinite for every image: none is left out
     if not averaged.all():
         count = np.sum(~averaged.all(axis=(1, 2)))
         notes.append(f"PSNR is infinite for {count} images; its means leave them out.")

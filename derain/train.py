@@ -27,7 +27,7 @@ from derain.optim import Muon
 from derain.run import IS_MAIN, WORLD_SIZE, RunFolder, averaged, connect, resume, say, share_of
 from DerainDataset import DerainDataset, prepare
 from networks import load_network
-from SSIM import psnr_y, ssim_y
+from SSIM import WINDOW, psnr_y, ssim_y
 from utils import InputError, choose_precision, environment
 
 Loss = Callable[[Tensor, Tensor], dict[str, Tensor]]  # derained, clean -> named parts of the loss
@@ -120,7 +120,8 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
     network, optimizer = network_and_optimizer(settings, network, device)
     parallel = DistributedDataParallel(network) if WORLD_SIZE > 1 else network
 
-    by_name = dataclasses.asdict(settings) | {"pairs": sum(len(data.pairs) for data in sets)}
+    pairs = sum(len(data.pairs) for data in sets)
+    by_name = dataclasses.asdict(settings) | {"pairs": pairs}
     first_step, first_minute = resume(settings.save_path, by_name, network, optimizer)
     step, progress = first_step, max(first_step / last_step, first_minute / last_minute)
     sums, logged_step = Counter[str](), step
@@ -150,7 +151,7 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
             if step == first_step + 3:
                 pace = (time.monotonic() - began) / 3
                 steps = min(last_step - first_step, 60 * (last_minute - first_minute) / pace)
-                announce(sets, steps, pace, settings.save_path)
+                announce(pairs, steps, pace, settings.save_path)
 
             is_last, epoch_is_over = progress >= 1, step % steps_per_epoch == 0
             if validation_sets and (is_last or step % validate_every == 0):
@@ -168,9 +169,8 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
     say(f"{settings.save_path / 'net_latest.pth'}: trained for {step} steps")
 
 
-def announce(sets: Sequence[DerainDataset], steps: float, pace: float, folder: Path) -> None:
+def announce(pairs: int, steps: float, pace: float, folder: Path) -> None:
     """Say what a run will do. pace: seconds per step."""
-    pairs = sum(len(data.pairs) for data in sets)
     plan = f"{steps:.0f} steps of {pace:.2f} s take {math.ceil(steps * pace / 60)} min"
     say(f"training on {pairs} pairs; {plan}; weights go to {folder}")
 
@@ -235,7 +235,7 @@ def load_sets(settings: TrainSettings) -> tuple[list[DerainDataset], list[Derain
         sets.append(DerainDataset(packed, *grid))
     for folder in settings.validation_path:
         validation_sets.append(DerainDataset(prepare(folder), *grid))
-        validation_sets[-1].check_size(11)  # SSIM's window
+        validation_sets[-1].check_size(WINDOW)
     if settings.validation:
         for data in sets:
             validation_sets.append(data.held_out(settings.validation, settings.seed))
