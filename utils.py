@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -160,24 +159,17 @@ def environment(device: torch.device) -> dict[str, Any]:
     name = cpu_abilities().get("cpu_name") or platform.processor()
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
+    folder, commit = Path(__file__).resolve().parent, None
+    clone = (f"--git-dir={folder}/.git", f"--work-tree={folder}")  # not one that this lies in
+    with contextlib.suppress(OSError):  # there is no git
+        git = ("git", *clone, "describe", "--always", "--dirty")
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     return {
         "python": platform.python_version(),
-        "platform": platform.platform(),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "cv2": cv2.__version__,
         "device": str(device),
         "device_name": name,
         "threads": torch.get_num_threads(),
-        "commit": commit(),
+        "commit": commit or None,
     }
-
-
-def commit() -> str | None:
-    """Return the git commit of this code, with -dirty if it was edited; None outside a clone."""
-    folder = Path(__file__).resolve().parent
-    repository = (f"--git-dir={folder}/.git", f"--work-tree={folder}")
-    command = ("git", *repository, "describe", "--always", "--dirty", "--abbrev=12")
-    with contextlib.suppress(OSError):  # there is no git
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
-    return None

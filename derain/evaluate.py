@@ -18,11 +18,12 @@ from tqdm import tqdm
 
 from derain import images, report
 from derain.cli import check_folder, setting
-from derain.inference import Loader, derain_image, load_weights, optimize, parse_tile, weights_file
+from derain.frames import is_video
+from derain.inference import Loader, derain_image, load_weights, optimize, weights_file
 from derain.pairs import Pair, find_pairs, list_images, read_pair
 from derain.sets import TestSet, identify_pairs
 from derain.synthesize import stand_in, synthetic_label
-from derain.video import KEPT_CONTAINERS, derain_video, is_video
+from derain.video import KEPT_CONTAINERS, derain_video
 from networks import load_network
 from SSIM import PROTOCOL, image_metrics
 from utils import InputError, choose_device, choose_precision, environment, note, write_json
@@ -45,7 +46,7 @@ class EvalSettings:
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = setting("fp32", "auto: bf16 where it is native", ("auto", "fp32", "bf16"))
     quantize: str = setting("round", "to integers; the authors truncated", ("round", "truncate"))
-    tile: str = setting("auto", "auto, off, or the side of exact tiles in pixels")
+    tile: int | None = setting(None, "side of exact tiles in pixels; 0: none (default: by size)")
     page: bool = setting(True, "write index.html, every image with a before/after slider")
     format: str = setting("png", "own images: file format of the results", ("png", "jpg", "webp"))
     quality: int = setting(95, "of jpg and webp, 1 to 100")
@@ -70,12 +71,11 @@ def evaluate(
     check_settings(settings, test_set)
     device = choose_device(settings.device)
     precision = choose_precision(settings.precision, device)
-    tile = parse_tile(settings.tile)
     weights = weights_file(settings.logdir)
     # The checksum is taken now, because a training may replace the file meanwhile.
     checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
     network = optimize(load_weights(weights, load).to(device), precision)
-    derain = partial(derain_image, network, tile=tile, quantization=settings.quantize)
+    derain = partial(derain_image, network, tile=settings.tile, quantization=settings.quantize)
 
     inputs, label, folder = find_inputs(settings, test_set)
     sources = [pair.rainy for pair in inputs]
@@ -153,6 +153,10 @@ def check_settings(settings: EvalSettings, test_set: TestSet | None) -> None:
     """Raise InputError for settings that are out of range or don't go together."""
     if not (0 <= settings.crf <= 51 and 1 <= settings.quality <= 100):
         raise InputError("--crf takes 0 to 51, --quality 1 to 100")
+    if settings.tile and settings.tile < 16:
+        raise InputError(f"--tile {settings.tile}: takes at least 16 pixels, or 0 for none")
+    if settings.start < 0 or (settings.duration is not None and settings.duration <= 0):
+        raise InputError("--start takes seconds from 0 on, --duration more than 0")
     if settings.clean_dir and not (test_set and settings.data_path):
         raise InputError("--clean_dir: needs --data_path, and a script such as test_Rain100H.py")
     if test_set and (settings.out or settings.format != "png" or len(settings.data_path) > 1):
@@ -164,8 +168,10 @@ def check_settings(settings: EvalSettings, test_set: TestSet | None) -> None:
         if settings.out.resolve() == settings.data_path[0].resolve():
             raise InputError(f"--out {settings.out}: would replace the input")
         formats = (".png", ".jpg", ".jpeg", ".webp")
-        if not is_video(settings.data_path[0]) and settings.out.suffix.lower() not in formats:
-            raise InputError(f"--out {settings.out}: images are saved as .png, .jpg or .webp")
+        if is_video(settings.data_path[0]):
+            formats = KEPT_CONTAINERS
+        if settings.out.suffix.lower() not in formats:
+            raise InputError(f"--out {settings.out}: rename it to {', '.join(formats)}")
 
 
 def find_inputs(settings: EvalSettings, test_set: TestSet | None) -> tuple[list[Pair], str, Path]:

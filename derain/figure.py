@@ -10,8 +10,6 @@ from SSIM import luma, psnr_y, ssim_y
 from utils import atomic_path
 
 COLUMN = 3  # inches, the width of an image
-GAIN = 3  # differences are too dark to see as they are
-REMOVED = f"removed rain (x{GAIN})"
 STYLE = {"font.size": 9, "pdf.fonttype": 42, "text.parse_math": False}
 # Images of one size by column, (H, W, 3) uint8 RGB: "rainy", each method's, "clean".
 Scene = Mapping[str, np.ndarray]
@@ -20,16 +18,14 @@ Scene = Mapping[str, np.ndarray]
 def write_figure(path: Path, scenes: Mapping[str, Scene]) -> None:
     """Draw scenes, by title, that have the same columns; write a .png or .pdf file.
 
-    Below each image its part at `crop_place` is enlarged. A single method gets one more column, the
-    rain that it removed.
+    Below each image its part at `crop_place` is enlarged.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    rows = [with_removed_rain(scene) for scene in scenes.values()]
     heights = []  # in widths of a column
-    for columns in rows:
+    for columns in scenes.values():
         height, width, _ = columns["rainy"].shape
         heights += [np.clip(height / width, 0.2, 1.5), 0.5]
     size = (COLUMN * len(columns), COLUMN * sum(heights) + 0.3 * len(heights))
@@ -40,22 +36,13 @@ def write_figure(path: Path, scenes: Mapping[str, Scene]) -> None:
         axes = figure.subplots(len(heights), len(columns), squeeze=False, height_ratios=heights)
         for axis, name in zip(axes[0], columns, strict=True):
             axis.set_title(legible(name))
-        for title, columns, row in zip(scenes, rows, np.split(axes, len(rows)), strict=True):
+        for (title, scene), row in zip(scenes.items(), np.split(axes, len(scenes)), strict=True):
             row[0, 0].set_ylabel(legible(title))
-            draw_row(row, columns)
+            draw_row(row, scene)
         dpi = np.clip(width / COLUMN, 100, 200)  # about one pixel of the PNG for one of the image
         dpi = min(dpi, 60_000 / size[1])  # matplotlib draws fewer than 65,536 pixels
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=dpi, bbox_inches="tight", pad_inches=0.05)
-
-
-def with_removed_rain(scene: Scene) -> Scene:
-    """Return a scene; if it has a single method, also the rain that it removed, magnified."""
-    methods = [name for name in scene if name not in ("rainy", "clean")]
-    if len(methods) > 1:
-        return scene
-    removed = cv2.absdiff(scene["rainy"], scene[methods[0]])
-    return {**scene, REMOVED: cv2.convertScaleAbs(removed, alpha=GAIN)}
 
 
 def draw_row(axes: np.ndarray, columns: Scene) -> None:
@@ -71,7 +58,7 @@ def draw_row(axes: np.ndarray, columns: Scene) -> None:
         part.imshow(image[y : y + h, x : x + w])
         if name == "clean":
             part.set_xlabel("PSNR / SSIM (Y)")
-        elif name != REMOVED:
+        else:
             part.set_xlabel(f"{psnr_y(image, clean):.2f} dB / {ssim_y(image, clean):.4f}")
 
 

@@ -183,12 +183,3 @@ def derain_image(
         core = result[top : top + tile_height, left : left + tile_width]
         core[:] = quantize(derained[: len(core), : core.shape[1]], rgb.dtype, quantization)
     return result
-
-
-def parse_tile(text: str) -> int | None:
-    """Read --tile: None for auto, 0 for off, or at least 16 pixels."""
-    if text in ("auto", "off"):
-        return None if text == "auto" else 0
-    if text.isdecimal() and int(text) >= 16:
-        return int(text)
-    raise InputError(f"--tile {text}: takes auto, off, or at least 16 pixels")

@@ -12,6 +12,7 @@ from conftest import ENVIRONMENT, ROOT, Browser, Command, one_error, scene, wait
 from PIL import Image
 
 from derain.images import read_rgb
+from derain.worker import Settings, Worker
 
 # Python runs this before the app: it notes which addresses are looked up or connected to.
 SPY = """
@@ -36,12 +37,9 @@ def photographs(folder: Path) -> list[Path]:
 
 
 def test_results_are_those_of_test_real(tmp_path: Path, inline: Command) -> None:
-    pytest.importorskip("gradio")
-    from derain.app import App
-
     files = photographs(tmp_path)
     assert inline("test_real.py", "--data_path", *files, "--save_path", "out").returncode == 2
-    *_, (status, compared, results) = App("cpu").derain(map(str, files), "any")
+    *_, (status, compared, results) = Worker(Settings("cpu")).derain(map(str, files), "any")
     lines = status.splitlines()
     assert (lines[0], lines[2]) == ("phone.jpg: done", "deep.png: done")
     assert lines[1].startswith("fake.png: not readable")
@@ -100,4 +98,4 @@ def test_in_a_browser(address: str, browser: Browser, tmp_path: Path, inline: Co
 
 def test_without_gradio_one_line_names_it(monkeypatch: pytest.MonkeyPatch, inline: Command) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    one_error(inline("derain.app"), "pip install gradio")
+    one_error(inline("derain.app"), "needs gradio: pip install")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Command, one_error, scene, write, write_pairs
+from conftest import ROOT, Command, one_error, scene, write, write_pairs
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -115,6 +115,7 @@ def test_bad_inputs(inline: Command, row: tuple, name: str) -> None:
 
 
 IMAGE = "pairs/norain-001.png"
+VIDEO = ROOT / "tests/data/cover_first.mp4"
 OWN = ("test_real.py", "--logdir", "my_logs", "--data_path", IMAGE)
 SET = ("test_Rain12.py", "--logdir", "my_logs", "--data_path", "pairs")
 SCORE = ("derain.score", "--set", "pairs")
@@ -123,11 +124,14 @@ SCORE = ("derain.score", "--set", "pairs")
 @pytest.mark.parametrize(
     ("flags", "culprit"),
     [
-        ((*OWN, "--tile", "big"), "--tile big"),
+        ((*OWN, "--tile", "-16"), "--tile -16"),
         ((*OWN, "--device", "cuda:77"), "--device cuda:77"),
         ((*OWN, "--clean_dir", "pairs"), "--clean_dir"),
         ((*OWN, "--out", IMAGE), IMAGE),
         ((*OWN, "--out", "x.tif"), "x.tif"),
+        (("test_real.py", "--data_path", VIDEO, "--out", "x.avi"), "x.avi"),
+        (("test_real.py", "--data_path", VIDEO, "--start", "-1"), "--start"),
+        (("test_real.py", "--data_path", VIDEO, "--duration", "0"), "--duration"),
         ((*OWN, "pairs", "--out", "x.png"), "--out"),
         ((*SET, "pairs"), "--data_path"),
         ((*SET, "--out", "x.png"), "--out"),

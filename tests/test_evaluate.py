@@ -153,7 +153,7 @@ def test_tiles_are_no_larger_than_asked_for() -> None:
             return rainy
 
     settings = EvalSettings(
-        (Path("in.png"),), logdir=Path("my_logs"), save_path=Path("out"), tile="16"
+        (Path("in.png"),), logdir=Path("my_logs"), save_path=Path("out"), tile=16
     )
     evaluate(settings, load=lambda _: Network())
     assert 16 < max(sizes) <= 16 + 2 * 2

@@ -23,7 +23,6 @@ from derain.inference import (
     fold,
     load_weights,
     optimize,
-    parse_tile,
     weights_file,
 )
 from networks import DARGNet, DualAttention, load_network
@@ -191,13 +190,6 @@ def test_weights_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.M
     assert weights_file(Path("logs/Rain100L")).samefile(ROOT / "logs/Rain100L/net_latest.pth")
     with pytest.raises(InputError, match="logs/none"):
         weights_file(Path("logs/none"))
-
-
-def test_tile_flag() -> None:
-    assert [parse_tile(text) for text in ("auto", "off", "64")] == [None, 0, 64]
-    for text in ("8", "-64", "large"):
-        with pytest.raises(InputError, match="--tile"):
-            parse_tile(text)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this setting")

@@ -15,7 +15,8 @@ import PIL.Image
 import pytest
 from conftest import ROOT
 
-from derain.video import derain_video, is_video
+from derain.frames import is_video
+from derain.video import derain_video
 from utils import InputError
 
 av = pytest.importorskip("av", reason="an extra requirement")
@@ -301,8 +302,7 @@ def test_a_part(tmp_path: Path) -> None:
     packets = [sound_of(source).index(packet) for packet in sound_of(target)]
     seconds = np.array(packets) * 1024 / 44100
     assert (seconds[0], seconds[-1]) == pytest.approx((1.1, 1.6), abs=0.05)
-    for part in ({"start": -1}, {"start": 9}, {"duration": 0}):
-        assert f"--{next(iter(part))}" in fails(source, tmp_path / "none/none.mp4", **part)
+    assert "no frame in --start 9" in fails(source, tmp_path / "none/none.mp4", start=9)
 
 
 def test_a_recording_may_begin_between_key_frames(tmp_path: Path) -> None:
@@ -320,7 +320,6 @@ def test_a_recording_may_begin_between_key_frames(tmp_path: Path) -> None:
         ("aac", (), "in.mp4"),
         ("prores_ks", (), "in.mp4"),
         ("libx264", ("adpcm_ms",), "in.mp4"),
-        ("libx264", (), "in.avi"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, codec: str, sound: tuple, name: str) -> None:
@@ -351,7 +350,7 @@ def test_a_full_disk_is_an_error_of_the_target(tmp_path: Path) -> None:
 
 
 def test_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("derain.video.av", None)
+    monkeypatch.setattr("derain.frames.av", None)
     assert "pip install" in fails(tmp_path / "in.mp4", tmp_path / "out/in.mp4")
 
 
