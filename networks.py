@@ -157,7 +157,7 @@ class DARGNet(nn.Module):
         scales = (self.head[0], 0.3), (self.tail[0], 0.3), (self.tail[2], 0.3), (self.tail[4], 0.1)
         for conv, scale in scales:
             conv.weight.mul_(scale)
-            for i in range(3):
+            for i in range(min(3, *conv.weight.shape[:2])):
                 conv.weight[i, i, 1, 1] += 1
 
 

@@ -167,7 +167,7 @@ def test_devices_and_precisions(native: bool, monkeypatch: pytest.MonkeyPatch) -
 def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     found = utils.environment(CPU)
     assert found["torch"] == torch.__version__
-    assert ((found["commit"] is not None)) == (ROOT / ".git").exists()
+    assert (found["commit"] is not None) == (ROOT / ".git").exists()
     json.dumps(found, allow_nan=False)
     monkeypatch.setattr(utils, "__file__", str(ROOT / "tests/utils.py"))
     assert utils.environment(CPU)["commit"] is None  # a copy within another repository

@@ -140,7 +140,7 @@ KINDS = {
     "odd size": ((63, 41), {"pix_fmt": "yuv444p", "sample_aspect_ratio": Fraction(4, 3)}),
     "BT.709": ((64, 48), {"colorspace": 1, "color_range": 1, "color_primaries": 1}),
     "BT.601, full": ((64, 48), {"colorspace": 5, "color_range": 2, "color_trc": 6}),
-    "10 bits": ((64, 48), {"pix_fmt": "yuv420p10le"}),
+    "10 bits": ((64, 48), {"pix_fmt": "yuv420p10le", "colorspace": 9, "color_trc": 16}),  # HDR10
 }
 
 
