@@ -1,4 +1,4 @@
-"""Derain your own images and videos, of any size. No clean images are needed.
+"""Derain your own images and videos, of any size, with the weights for any rain (logs/real).
 
     python test_real.py --data_path my_photos           # writes results/real/NAME.png
     python test_real.py --data_path holiday.jpg --out derained.jpg

@@ -1,6 +1,6 @@
 """Train DARGNet for light rain on RainTrainL.
 
-    python train_rain100L.py --recipe best --minutes 105   # on a CPU
+    python train_rain100L.py --recipe best --minutes 120   # on a CPU
     python train_rain100L.py                              # as published: 75,000 steps, for a GPU
     python train_rain100L.py --recipe best --minutes 2     # a first look
 
