@@ -52,7 +52,7 @@ def prepare(folder: Path, strict: bool = False, clean_dir: Path | None = None) -
     sources, place = json.dumps(files), Path(os.path.normpath(folder.absolute()))
     path = place.with_name(place.name + ending)
     if path.exists():
-        with opened(path) as packed:
+        with open_packed(path) as packed:
             if packed["sources"].asstr()[()] == sources:
                 return path
     if not os.access(path.parent, os.W_OK):
@@ -67,12 +67,12 @@ def prepare(folder: Path, strict: bool = False, clean_dir: Path | None = None) -
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[h5py.File]:
+def open_packed(path: Path) -> Iterator[h5py.File]:
     """Open a packed file for reading. Raises InputError if it is damaged or something else."""
     try:
         with h5py.File(path, "r", locking=False) as file:  # some file systems cannot lock
             yield file
-    except Exception as error:  # h5py raises many types for damaged files
+    except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         problem = f"not a packed training set ({type(error).__name__})"
         raise InputError(f"{path}: {problem}; rename it, or remove it") from error
 
@@ -114,7 +114,6 @@ class DerainDataset(Dataset):
     recipe does.
 
     All images are read into memory as uint8: 0.2 GB for RainTrainL, 0.7 GB for strict RainTrainH.
-
     An image smaller than a patch gives none. Raises InputError if the file cannot be used.
     """
 
@@ -122,7 +121,7 @@ class DerainDataset(Dataset):
         self, hdf5_path: Path, patch_size: int = 100, stride: int = 80, flip: bool = False
     ) -> None:
         self.path, self.patch_size = Path(hdf5_path), patch_size
-        with opened(self.path) as file:
+        with open_packed(self.path) as file:
             self._index, self.has_grey_layer = file["pairs"][()], file["grey_layer"][()]
             self.names = [name for name, *_ in json.loads(file["sources"].asstr()[()])[::2]]
             self._images = {int(i): file[f"images/{i}"][()] for i in np.unique(self._index)}
@@ -155,9 +154,9 @@ class DerainDataset(Dataset):
         """Return items by number: rainy and clean, (N, 3, P, P) float32 RGB in [0, 1] each."""
         size, patches = self.patch_size, []
         for i in numbers:
-            pair, top, left, order = self.grid[i]
+            pair, top, left, direction = self.grid[i]
             patch = [image[top : top + size, left : left + size] for image in self.whole_pair(pair)]
-            patches.append([image[:, ::order] for image in patch])
+            patches.append([image[:, ::direction] for image in patch])
         return to_tensors(patches)
 
     def whole_pair(self, pair: int) -> tuple[np.ndarray, np.ndarray]:

@@ -234,7 +234,7 @@ def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Modul
 
     path: a .safetensors file, or a state dict saved by torch.save, with our names or the published
     ones. It may be nested in a mapping, and its names may have a prefix such as 'module.'; of
-    several, the one called ema is taken. A line counts the tensors that are left out. The network
+    several, the one called ema is taken. A line says how many tensors are left out. The network
     comes back on the CPU, in eval mode. Raises OSError, or ValueError with one line.
     """
     path = Path(path)

@@ -6,10 +6,9 @@
     python test_real.py --data_path "my_photos/**/*.jpg"                # with subfolders
     python test_real.py --data_path drive.mp4           # writes results/real/drive.mp4, with sound
 
-Grey stays grey, 16 bits stay 16, alpha is kept. Large images are computed in tiles, which gives the
-same pixels. Unreadable files are reported and skipped. bf16 is used where the processor computes it
-natively; --precision fp32 gives the same pixels on every machine, up to rounding. Without
---data_path it derains datasets/test/real, or the synthetic stand-in.
+Grey stays grey, 16 bits stay 16, alpha is kept. Unreadable files are reported and skipped. bf16 is
+used where the processor computes it natively; --precision fp32 gives the same pixels on every
+machine, up to rounding. Without --data_path it derains datasets/test/real or synthetic rain.
 """
 
 from pathlib import Path

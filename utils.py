@@ -1,4 +1,4 @@
-"""Errors, images as tensors, whole files, devices, seeds; nothing is specific to DARGNet."""
+"""Helpers that are not specific to DARGNet: errors, tensors, atomic writes, devices, seeds."""
 
 import contextlib
 import ctypes
@@ -119,14 +119,14 @@ def choose_precision(name: str, device: torch.device) -> str:
         return name
     native = False
     if device.type == "cpu":
-        abilities = cpu_abilities()
+        abilities = cpu_capabilities()
         native = any(abilities.get(kind) for kind in ("avx512_bf16", "amx_bf16", "bf16"))
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if native else "fp32"
 
 
-def cpu_abilities() -> dict[str, Any]:
+def cpu_capabilities() -> dict[str, Any]:
     """Return the CPU's abilities, as torch reports them; none before torch 2.12."""
     return getattr(torch.cpu, "get_capabilities", dict)()
 
@@ -156,7 +156,7 @@ def keep_freed_memory() -> None:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Return what a result depends on besides its settings: versions, hardware, git commit."""
-    name = cpu_abilities().get("cpu_name") or platform.processor()
+    name = cpu_capabilities().get("cpu_name") or platform.processor()
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     folder, commit = Path(__file__).resolve().parent, None
@@ -167,7 +167,6 @@ def environment(device: torch.device) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "numpy": np.__version__,
         "device": str(device),
         "device_name": name,
         "threads": torch.get_num_threads(),

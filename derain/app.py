@@ -2,7 +2,7 @@
 
     python -m derain.app      # prints its address; needs: pip install gradio
 
-Nothing leaves this computer, and files are deleted when the page is closed.
+Nothing leaves this computer. Files are deleted when their page is closed, or when the app ends.
 GRADIO_SERVER_NAME=0.0.0.0 serves other computers, too.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from derain.cli import run_script
 from derain.synthesize import stand_in
 from derain.worker import Settings, Worker
-from hubconf import FOLDERS
+from hubconf import WEIGHTS
 
 
 def main(settings: Settings) -> None:
@@ -22,23 +22,25 @@ def main(settings: Settings) -> None:
     import gradio as gr  # an extra requirement
 
     worker = Worker(settings)
-    uploads: dict[str | None, list[str]] = {}  # by open page
+    uploads: dict[str | None, set[Path]] = {}  # folders, by open page
 
     def announce(files: list[str], request: gr.Request) -> str:
-        uploads.setdefault(request.session_hash, []).extend(files)
+        places = uploads.setdefault(request.session_hash, set())
+        places.update(Path(file).parent for file in files)
         return worker.expected_time(files)
 
     def derain(files: list[str] | None, rain: str, progress=gr.Progress(track_tqdm=True)):
         yield from worker.derain(files or [], rain)
 
     def forget(request: gr.Request) -> None:
-        for file in uploads.pop(request.session_hash, ()):
-            shutil.rmtree(Path(file).parent, ignore_errors=True)  # with its results
+        closed = uploads.pop(request.session_hash, set())
+        for place in closed.difference(*uploads.values()):  # equal uploads share a folder
+            shutil.rmtree(place, ignore_errors=True)  # with its results
 
     with tempfile.TemporaryDirectory(prefix="derain-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         files = gr.File(label="Photographs, or a short video", file_count="multiple")
-        rain = gr.Radio(list(FOLDERS), value="any", label="Kind of rain")
+        rain = gr.Radio(list(WEIGHTS), value="any", label="Kind of rain")
         status = gr.Textbox(label="Status", placeholder="Drop files, or click an example")
         slider = gr.ImageSlider(label="Before | after", buttons=["fullscreen"])
         results = gr.File(label="Results: click a size to save")

@@ -1,4 +1,4 @@
-"""The command line: a dataclass of settings becomes flags, an error one line and a status."""
+"""Turn a dataclass of settings into flags, and an error into one line and an exit status."""
 
 import argparse
 import dataclasses

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from derain.synthesize import add_rain
 from DerainDataset import DerainDataset, to_tensors
 from utils import InputError
 
-MOST_CLIPPED = 0.1  # largest share of a crop's pixels that are white, where its layer is unknown
+MAX_CLIPPED = 0.1  # largest share of a crop's pixels that are white, where its layer is unknown
 
 Random = np.random.RandomState
 Images = tuple[np.ndarray, np.ndarray]  # rainy and clean, (H, W, 3) uint8 RGB
@@ -83,8 +84,7 @@ class RandomCrops:
     def _recombined(self, random: Random, clean: np.ndarray) -> Images:
         """Return a clean crop with and without the rain of another pair."""
         layer = self._layer(random, len(clean)) * random.uniform(0.8, 1.2)
-        rainy = np.clip(clean + np.round(layer).astype(np.int16)[..., None], 0, 255)
-        return rainy.astype(np.uint8), clean
+        return add_rain(clean, layer), clean
 
     def _layer(self, random: Random, size: int) -> np.ndarray:
         """Return the rain of a random crop: (size, size) grey levels to add.
@@ -97,7 +97,7 @@ class RandomCrops:
             pair = self._draw(random, self._grey_pairs, self._grey_shares)
             rainy, clean = crop_at_random(random, pair, size, mirror=True)
             clipped = rainy.min(axis=2) == 255
-            if clipped.mean() < MOST_CLIPPED:
+            if clipped.mean() < MAX_CLIPPED:
                 break
         layer = (rainy.astype(np.int16) - clean).max(axis=2)
         higher_up = np.roll(layer, size // 3, axis=0)

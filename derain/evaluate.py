@@ -45,11 +45,11 @@ class EvalSettings:
     save_path: Path | None = setting(None, "folder for the results (default: results/NAME)")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = setting("fp32", "auto: bf16 where it is native", ("auto", "fp32", "bf16"))
-    quantize: str = setting("round", "to integers; the authors truncated", ("round", "truncate"))
+    quantize: str = setting("round", "rounding mode; the authors truncated", ("round", "truncate"))
     tile: int | None = setting(None, "side of exact tiles in pixels; 0: none (default: by size)")
     page: bool = setting(True, "write index.html, every image with a before/after slider")
-    format: str = setting("png", "own images: file format of the results", ("png", "jpg", "webp"))
-    quality: int = setting(95, "of jpg and webp, 1 to 100")
+    format: str = setting("png", "test_real.py: file format of the results", ("png", "jpg", "webp"))
+    quality: int = setting(95, "quality of jpg and webp, 1 to 100")
     out: Path | None = setting(None, "the file for a single image or video, instead of a folder")
     codec: str = setting("libx264", "encoder of videos; ffv1 is lossless", CODECS)
     crf: int = setting(17, "quality of videos: 0 is the best, 51 the worst")
@@ -60,13 +60,13 @@ class EvalSettings:
 def evaluate(
     settings: EvalSettings, test_set: TestSet | None = None, load: Loader = load_network
 ) -> None:
-    """Derain a test set, or own images and videos (test_set None); write results, print the table.
+    """Derain a test set, or any images and videos (test_set None); write results, print the table.
 
     load: makes a network from a weights file. Writes a result per input under its name,
     sources.json, results.csv, results.json and, unless page is False, index.html.
 
     Raises InputError for anything wrong with images, weights or settings. An unreadable image
-    stops a test set; among own images it is reported and skipped, and the run ends with an error.
+    stops a test set; among other images it is reported and skipped, and the run ends with an error.
     """
     check_settings(settings, test_set)
     device = choose_device(settings.device)
@@ -75,7 +75,7 @@ def evaluate(
     # The checksum is taken now, because a training may replace the file meanwhile.
     checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
     network = optimize(load_weights(weights, load).to(device), precision)
-    derain = partial(derain_image, network, tile=settings.tile, quantization=settings.quantize)
+    derain_rgb = partial(derain_image, network, tile=settings.tile, quantization=settings.quantize)
 
     inputs, label, folder = find_inputs(settings, test_set)
     sources = [pair.rainy for pair in inputs]
@@ -94,7 +94,7 @@ def evaluate(
             source, output = pair.rainy, folder / name
             result = report.Result(name, {"rainy": source, "derained": output})
             try:
-                result.milliseconds = derain_file(settings, pair, output, derain)
+                result.milliseconds = derain_file(settings, pair, output, derain_rgb)
                 if pair.clean:
                     rainy, clean = read_pair(pair)
                     result.files["clean"] = pair.clean
@@ -118,20 +118,22 @@ def evaluate(
             report.write_page(folder, label, table, results)
         if table:
             print(f"{label}, {len(results)} pairs ({PROTOCOL})\n{table}")
-    print(f"{len(inputs) - len(errors)} results in {settings.out or folder}")
+    print(f"{len(inputs) - len(errors)} of {len(inputs)} files derained: {settings.out or folder}")
     if errors:
         raise InputError(f"{len(errors)} of {len(inputs)} files failed; see the lines above")
 
 
-def derain_file(settings: EvalSettings, pair: Pair, output: Path, derain: Callable) -> float | None:
+def derain_file(
+    settings: EvalSettings, pair: Pair, output: Path, derain_rgb: Callable
+) -> float | None:
     """Derain an image or a video and write it; return the milliseconds that an image took.
 
-    derain: (H, W, 3) uint8 or uint16 RGB -> the same.
+    derain_rgb: (H, W, 3) uint8 or uint16 RGB -> the same.
     """
     source = pair.rainy
     if is_video(source):
         part = (settings.start, settings.duration)
-        derain_video(source, output, derain, settings.codec, settings.crf, *part)
+        derain_video(source, output, derain_rgb, settings.codec, settings.crf, *part)
         return None
     if pair.clean:  # scored as 8-bit RGB
         rainy = images.DecodedImage(images.read_rgb(source))
@@ -140,7 +142,7 @@ def derain_file(settings: EvalSettings, pair: Pair, output: Path, derain: Callab
     if rainy.frames > 1:
         note(f"{source}: the first of {rainy.frames} frames or pages is taken")
     began = time.perf_counter()
-    derained = derain(images.network_input(rainy))
+    derained = derain_rgb(images.network_input(rainy))
     milliseconds = round(1000 * (time.perf_counter() - began), 1)
     result = images.network_output(rainy, derained)
     if pair.clean:  # scores are of the network's own output
@@ -189,11 +191,11 @@ def find_inputs(settings: EvalSettings, test_set: TestSet | None) -> tuple[list[
         if label != name:
             name = paths[0].resolve().name
     else:
-        files = [file for path in paths for file in own_files(path)]
+        files = [file for path in paths for file in files_at(path)]
         if not files:
             raise InputError(f"{paths[0]}: holds no image and no video")
         inputs = list(map(Pair, {file.absolute(): file for file in files}.values()))
-        label = synthetic_label(inputs[0].rainy.parent) or "own images"
+        label = synthetic_label(inputs[0].rainy.parent) or "your images"
     return inputs, label, settings.save_path or Path("results", name)
 
 
@@ -210,12 +212,12 @@ def default_folder(name: str, rain: str) -> Path:
     return stand_in(rain)
 
 
-def own_files(path: Path) -> list[Path]:
+def files_at(path: Path) -> list[Path]:
     """Return the images and videos at a path: a file, a folder, or a pattern such as *.jpg."""
     if path.is_file():
         return [path]
     if not path.is_dir():
-        # The shell of Windows doesn't expand patterns.
+        # The shell of Windows doesn't expand patterns. If none matches, list_images says so.
         matches = map(Path, sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207
         return [match for match in matches if not match.is_dir()] or list_images(path)
     children = {child for child in path.iterdir() if child.name[0] != "."}

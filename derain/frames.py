@@ -1,4 +1,4 @@
-"""Decode videos: frames at times that rise, their RGB images, and packets of sound."""
+"""Read videos: frames with increasing timestamps, as RGB images, and packets of audio."""
 
 import math
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ VIDEO_SUFFIXES |= {".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wm
 # Flags of swscale: bilinear; for 8 bits also accurate rounding of all chroma, or images get darker.
 SCALER = {"rgb24": 2 | 0x2000 | 0x40000, "rgb48le": 2}
 REPAIR = (
-    "stop there with --duration, or first run "
+    "choose a part that ends before it (--start, --duration), or first run "
     "ffmpeg -i FILE -vf yadif=deint=interlaced -crf 12 -c:a copy NEW.mkv"
 )
 
@@ -50,7 +50,7 @@ def open_video(source: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def read_frames(source: Path, start: float, duration: float | None) -> Iterator[Any]:
-    """Yield a video's frames from `start` on, in seconds from the first, at times that rise.
+    """Yield a video's frames from `start` on, in seconds; their timestamps increase.
 
     Raises InputError at a frame that can't be derained, and where the file was cut off.
     """
@@ -101,20 +101,20 @@ def _fault(frame: Any, previous: Any) -> str:
     if (frame.width, frame.height) != (previous.width, previous.height):
         return "of another size"
     if frame.pts is None or frame.pts < previous.pts - 1:
-        return "joined to another video, or of times that fall,"
+        return "joined to another video, or without increasing timestamps,"
     return ""
 
 
-def has_other_parts(reader: Any, first: Any) -> bool:
-    """Return whether a video has more than a picture and sound, in itself or in its first frame."""
+def has_extras(reader: Any, first: Any) -> bool:
+    """Return whether a file has more than video and audio, or its first frame more than colours."""
     has_alpha = any(component.is_alpha for component in first.format.components)
     has_hdr = first.side_data.get("MASTERING_DISPLAY_METADATA") is not None
     has_streams = len(reader.streams) > 1 + len(reader.streams.audio)  # such as subtitles
     return has_alpha or has_hdr or has_streams or bool(reader.chapters())
 
 
-def read_sound(writer: Any, source: Path, begin: Fraction, duration: float | None) -> Iterator[Any]:
-    """Yield packets of sound at times that rise, for the streams of a writer after the first.
+def read_audio(writer: Any, source: Path, begin: Fraction, duration: float | None) -> Iterator[Any]:
+    """Yield audio packets with increasing timestamps, for a writer's streams after the first.
 
     begin: the time of the source that becomes 0.
     """
@@ -127,7 +127,7 @@ def read_sound(writer: Any, source: Path, begin: Fraction, duration: float | Non
             copy = copies[packet.stream]
             time = max(packet.pts - round(begin / packet.time_base), earliest[packet.stream])
             earliest[packet.stream] = time + math.ceil(copy.time_base / packet.time_base)
-            # Decoders need some sound before the first that is heard.
+            # Decoders need some audio before the first that is heard.
             if -0.1 <= time * packet.time_base < (duration or math.inf):
                 packet.pts = packet.dts = time
                 packet.stream = copy

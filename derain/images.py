@@ -1,7 +1,7 @@
 """Read image files with their metadata, or reject them in one line, and write the results.
 
-Pillow does it, but OpenCV reads 16 bits and writes PNG. The network gets the
-stored values, and the result has their colour profile. datasets/README.md lists the kinds of files.
+Pillow does it, except that OpenCV reads 16 bits and writes PNG. The network gets the stored values,
+and the result keeps their colour profile. datasets/README.md lists the kinds of files.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ with contextlib.suppress(ImportError):
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
 SUFFIXES |= {".avif", ".heic", ".heif"}
-MOST_PIXELS = 2**28  # 16,384 x 16,384; a few bytes of a file can claim any number
+MAX_PIXELS = 2**28  # 16,384 x 16,384; a few bytes of a file can claim any number
 MODES = {"1", "L", "P", "RGB", "YCbCr", "LA", "PA", "RGBA"}
 # EXIF about the scene, the camera and the author; the rest of the first directory is about the file
 EXIF_KEPT = {Tag.ImageDescription, Tag.Make, Tag.Model, Tag.Software, Tag.DateTime, Tag.Artist}
@@ -40,7 +40,7 @@ RARE_TIFF = {Tag.PlanarConfiguration: 2, Tag.PhotometricInterpretation: 0, Tag.E
 RARE = "damaged, or of a kind that datasets/README.md does not list; save it as plain PNG"
 BGR = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}  # channels -> OpenCV's order
 
-Image.MAX_IMAGE_PIXELS = None  # MOST_PIXELS is the limit
+Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is the limit
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # XMP may exceed a megabyte
 set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # OpenCV 4 or 5
 set_log_level(0)  # damaged files are reported here
@@ -79,7 +79,7 @@ def read_image(path: Path) -> DecodedImage:
         Image.open(io.BytesIO(data)).verify()  # the checksums of PNG, which decoding ignores
         image: Any = Image.open(io.BytesIO(data))
         image.info.pop("xmp", None)  # viewers ignore its orientation, Pillow doesn't
-        if image.width * image.height > MOST_PIXELS:
+        if image.width * image.height > MAX_PIXELS:
             raise InputError(f"too large ({image.width} x {image.height} pixels); make it smaller")
         if image.format in ("PPM", "JPEG2000"):  # Pillow doesn't tell how many bits they have
             raise InputError(RARE)

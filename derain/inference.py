@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from networks import DARGNet, DualAttention, ResidualGroup, load_network
-from utils import InputError, quantize, to_image, to_tensor
+from utils import InputError, note, quantize, to_image, to_tensor
 
-WHOLE_PIXELS = 1_500_000  # larger images are computed in tiles; this many take 2.4 GB in fp32
-TILE = 1088  # side in pixels; with its overlap, a tile has about WHOLE_PIXELS
+MAX_UNTILED_PIXELS = 1_500_000  # larger images are computed in tiles; this many take 2.4 GB in fp32
+TILE = 1088  # side in pixels; with its overlap, a tile has about MAX_UNTILED_PIXELS
 Loader = Callable[[Path], nn.Module]
 
 
@@ -56,7 +56,7 @@ def optimize(network: nn.Module, precision: str = "fp32") -> nn.Module:
     if isinstance(network, DARGNet):
         if is_foldable(network):
             return fold(network, dtype)
-        print(f"{type(network).__name__} was edited: it runs as it is written, without folding")
+        note(f"{type(network).__name__} was edited: it runs as it is written, without folding")
     written = copy.deepcopy(network).eval().to(memory_format=torch.channels_last)
     if dtype == torch.bfloat16:
         device = next(network.parameters()).device
@@ -158,13 +158,13 @@ def derain_image(
     """Derain an image, (H, W, 3) uint8 or uint16 RGB -> the same shape and type.
 
     tile: largest side of tiles in pixels, without their overlap; 0 for the whole image, None for
-    tiles if it has more than WHOLE_PIXELS. Tiles overlap by the network's receptive_field, so they
-    give the values of the whole image; a network without one gets the whole image. quantization:
-    'round' or 'truncate'. Raises ValueError if the network's output is not finite.
+    tiles if it has more than MAX_UNTILED_PIXELS. Tiles overlap by the network's receptive_field, so
+    they give the values of the whole image; a network without one gets the whole image.
+    quantization: 'round' or 'truncate'. Raises ValueError if the output is not finite.
     """
     height, width, _ = rgb.shape
     overlap = getattr(network, "receptive_field", None)
-    if tile is None and height * width > WHOLE_PIXELS:
+    if tile is None and height * width > MAX_UNTILED_PIXELS:
         tile = TILE
     if not tile or overlap is None:
         tile, overlap = max(height, width), 0

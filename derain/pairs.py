@@ -53,7 +53,7 @@ def find_pairs(folder: Path, clean_dir: Path | None = None) -> list[Pair]:
     """Pair the rainy and clean images of the set in a folder, or in one of its subfolders.
 
     Several rainy images may share a clean one. clean_dir: the folder of the clean images; `folder`
-    then has the rainy ones. Lines say if images are left out or shared.
+    then has the rainy ones. Prints a line if images are left out or shared.
 
     Raises InputError if there is no set, or several, or if an image has no partner.
     """

@@ -28,7 +28,7 @@ from utils import write_atomically, write_json
 METRICS = {"psnr_y": 3, "ssim_y": 4, "psnr_rgb": 3, "ssim_rgb": 4}  # with the digits in the table
 Means = dict[str, float | None]  # by metric
 LONGEST_SIDE = 480  # pixels of an image on the page
-MOST_IMAGES = 250  # on one page, about 20 MB
+MAX_IMAGES = 250  # on one page, about 20 MB
 # The slider is a transparent range input over the images: mouse, touch and keys move it.
 FIGURE = string.Template("""<figure>
 <div class="pair">$rainy$derained<div class="edge"></div><b>rainy</b><b>derained</b>
@@ -63,7 +63,7 @@ class Result:
 def write_tables(
     folder: Path, label: str, test_set: TestSet | None, results: Sequence[Result], about: dict
 ) -> str:
-    """Write results.csv and results.json; return the table of means, empty for own images.
+    """Write results.csv and results.json; return the table of means, empty without a test set.
 
     label: what tables call the images. about: for results.json, besides the scores.
     """
@@ -134,7 +134,7 @@ def write_page(folder: Path, label: str, table: str, results: Sequence[Result]) 
         ranking = sorted(results, key=lambda result: -result.gain)
         both_ends = zip(ranking, reversed(ranking), strict=True)
         shown = list(itertools.chain.from_iterable(both_ends))[: len(results)]
-    shown = shown[:MOST_IMAGES]
+    shown = shown[:MAX_IMAGES]
     note = f"{len(shown)} of {len(results)} images."
     if table:
         note += f" Protocol of scores: {PROTOCOL}."
@@ -166,7 +166,7 @@ def html_figure(result: Result) -> str:
 def thumbnail(path: Path) -> str:
     """Return an image file as a small JPEG with its colour profile, a data URI."""
     image = read_image(path)
-    rgb = image.rgb
+    rgb = image.rgb[..., 0] if image.grey else image.rgb
     if rgb.dtype == np.uint16:
         rgb = (rgb >> 8).astype(np.uint8)
     small = Image.fromarray(rgb)

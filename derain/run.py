@@ -81,7 +81,7 @@ def resume(
     path = folder / "state_latest.pth"
     if not path.exists():
         if (folder / "net_latest.pth").exists():
-            raise InputError(f"{folder}: holds weights, and no run; choose another --save_path")
+            raise InputError(f"{folder}: has weights but no state; choose another --save_path")
         return 0, 0.0
     changes = []
     try:

@@ -31,7 +31,7 @@ PROTOCOLS = {
     "full_range": "0.299 R + 0.587 G + 0.114 B (PSNR: piq with convert_to_greyscale)",
     "rgb": "RGB (scikit-image with Gaussian weights and biased moments; piq with downsample=False)",
 }
-MOST_LACKING = 8  # pixels, with --common_size
+MAX_MISSING = 8  # pixels, with --common_size
 Files = Mapping[str, list[Path]]  # of rainy, each method and clean, in the pairs' order
 
 
@@ -142,8 +142,8 @@ def find_results(folder: Path, pairs: Sequence[Pair], common_size: bool) -> list
             count = f"{counts[pair.rainy]} images for {pair.rainy.name}"
             raise InputError(f"{folder}: has {count} instead of one")
         path, image, clean = found[pair.rainy], read_rgb(found[pair.rainy]), read_rgb(pair.clean)
-        lacking = np.subtract(clean.shape, image.shape)
-        if lacking.min() < 0 or lacking.max() > MOST_LACKING * common_size:
+        missing = np.subtract(clean.shape, image.shape)
+        if missing.min() < 0 or missing.max() > MAX_MISSING * common_size:
             sizes = f"{image.shape[1]}x{image.shape[0]}, not {clean.shape[1]}x{clean.shape[0]}"
             raise InputError(f"{path}: is {sizes} pixels; see --common_size and --clean_dir")
         small = [cv2.resize(i, (16, 16), interpolation=cv2.INTER_AREA) for i in (image, clean)]

@@ -35,7 +35,7 @@ Batch = tuple[Tensor, Tensor]  # rainy and clean, (N, 3, P, P) in [0, 1]
 BatchSource = Callable[[int, float], Batch]  # step, progress (0 to 1) -> batch
 SAVE_SECONDS = 60  # between training states, besides those at epoch ends
 VARIATIONS = ("augment", "recombine", "without_rain")  # of random crops
-NOT_ZERO = ("epochs", "minutes", "max_steps", "batch_size", "patch_size", "stride")
+POSITIVE = ("epochs", "minutes", "max_steps", "batch_size", "patch_size", "stride")
 PROGRESS = "{percentage:5.1f}%|{bar:20}| {desc}, {remaining} left"
 
 # Settings that each --recipe implies. logs/README.md has their measured gains.
@@ -66,22 +66,22 @@ class TrainSettings:
     groups: int = setting(5, "number of residual groups")
     epochs: int = setting(100, "passes over the patches; with random crops, units of 1,000 steps")
     minutes: float | None = setting(None, "train for this long; not repeatable bit for bit")
-    max_steps: int | None = setting(None, "stop after so many steps, even within an epoch")
-    batch_size: int = setting(8, "patches per step (without --stages, as are the next two)")
+    max_steps: int | None = setting(None, "stop after this many steps, even within an epoch")
+    batch_size: int = setting(8, "patches per step; this and the next two: without --stages")
     patch_size: int = setting(100, "side of a training patch in pixels")
     stride: int = setting(80, "distance between patches in pixels")
     stages: tuple[str, ...] = setting((), "random crops instead: SIDE:BATCH:SHARE of the run, ...")
     flip: bool = setting(False, "double the patches by left-right mirror images")
     augment: bool = setting(False, "random crops: mirror them at random in both directions")
     recombine: float = setting(0.0, "random crops: share that gets the rain of another pair")
-    without_rain: float = setting(0.0, "share of the other crops that have no rain")
-    strict: bool = setting(False, "of RainTrainH only the 1,254 pairs without test backgrounds")
-    optimizer: str = setting("adam", "muon: only for inner kernels", ("adam", "muon"))
+    without_rain: float = setting(0.0, "random crops: share of the others that have no rain")
+    strict: bool = setting(False, "use only RainTrainH's 1,254 pairs without test backgrounds")
+    optimizer: str = setting("adam", "muon trains the inner kernels", ("adam", "muon"))
     lr: float = setting(1e-3, "highest learning rate of Adam")
     muon_lr: float = setting(0.01, "highest learning rate of Muon")
     weight_decay: float = setting(0.1, "decoupled weight decay of Muon's kernels")
-    schedule: str = setting("multistep", "of the learning rate", ("multistep", "cosine", "linear"))
-    milestones: tuple[float, ...] = setting((40, 60, 80), "epochs after which it falls to a fifth")
+    schedule: str = setting("multistep", "learning rate's decay", ("multistep", "cosine", "linear"))
+    milestones: tuple[float, ...] = setting((40, 60, 80), "epochs that cut the rate to a fifth")
     warmup: int = setting(200, "steps of linear warm-up (cosine and linear)")
     start: str = setting("random", "initial weights", ("random", "identity"))
     init: Path | None = setting(None, "weights to start from: a .pth file, or its folder")
@@ -142,9 +142,8 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
             (minutes,) = averaged([minutes], device)
             progress = max(step / last_step, minutes / last_minute)
             if not math.isfinite(losses["loss"]):
-                raise InputError(
-                    f"step {step}: loss {losses['loss']}; state kept; try a lower --lr"
-                )
+                fix = "lower --lr or --muon_lr, and choose another --save_path"
+                raise InputError(f"step {step}: the loss is {losses['loss']}; {fix}")
             sums.update(losses)  # a Counter's update adds
             bar.set_description_str(f"step {step}, loss {losses['loss']:.4f}", refresh=False)
             bar.update(min(progress, 1) - bar.n)
@@ -213,7 +212,7 @@ def check_settings(settings: TrainSettings) -> None:
     for name, value in dataclasses.asdict(settings).items():
         if isinstance(value, int | float):
             most = 1 if name in VARIATIONS else sys.float_info.max
-            if not 0 <= value <= most or (name in NOT_ZERO and value == 0):
+            if not 0 <= value <= most or (name in POSITIVE and value == 0):
                 raise InputError(f"--{name} {value}: out of range")
         if name in VARIATIONS and value and not settings.stages:
             raise InputError(f"--{name}: needs random crops; add --recipe best or --stages")

@@ -1,8 +1,8 @@
-"""Derain videos: times, colours and sound stay as they are.
+"""Derain videos: timestamps, colours and audio stay as they are.
 
 A video is decoded twice: once to find its faults and the times of its frames before any work, once
 to derain it. Derained frames are kept in a hidden folder beside the target until they are joined
-with the sound. After an interruption, at whatever frame, the same call resumes.
+with the audio. After an interruption, at whatever frame, the same call resumes.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from derain.frames import av, from_rgb, has_other_parts, open_video, read_frames, read_sound, to_rgb
+from derain.frames import av, from_rgb, has_extras, open_video, read_audio, read_frames, to_rgb
 from utils import InputError, note
 
 KEPT_CONTAINERS = (".mp4", ".mov", ".m4v", ".mkv")
@@ -27,7 +27,7 @@ KEPT_CONTAINERS = (".mp4", ".mov", ".m4v", ".mkv")
 def derain_video(
     source: Path,
     target: Path,
-    derain: Callable[[np.ndarray], np.ndarray],
+    derain_rgb: Callable[[np.ndarray], np.ndarray],
     codec: str = "libx264",
     crf: int = 17,
     start: float = 0.0,
@@ -35,7 +35,7 @@ def derain_video(
 ) -> Path:
     """Derain a video and return the file written.
 
-    derain: a frame -> the same, (H, W, 3) RGB, uint8, or uint16 if it has more than 8 bits.
+    derain_rgb: a frame -> the same, (H, W, 3) RGB, uint8, or uint16 if it has more than 8 bits.
     start, duration: the part to derain, in seconds from the first frame.
     Raises InputError before the first frame if video, codec or container can't be used.
     """
@@ -45,10 +45,10 @@ def derain_video(
         first = first or frame
         clock.append((frame.pts - first.pts, frame.duration))
     if first is None:
-        raise InputError(f"{source}: no frame in --start {start} --duration {duration}")
-    noise = np.random.RandomState(0).randint(0, 256, (64, 64, 3)).astype(np.uint8)
+        raise InputError(f"{source}: no readable frame in --start {start} --duration {duration}")
+    noise = np.random.RandomState(0).randint(0, 256, (64, 64, 3), np.uint8)  # tells networks apart
     made_of = (source.stat().st_size, source.stat().st_mtime, codec, crf, start, duration)
-    key = hashlib.sha256(repr(made_of).encode() + derain(noise).tobytes()).hexdigest()[:8]
+    key = hashlib.sha256(repr(made_of).encode() + derain_rgb(noise).tobytes()).hexdigest()[:8]
     folder = target.with_name(f".{target.name}.unfinished")
     folder.mkdir(parents=True, exist_ok=True)
     parts = sorted(folder.glob(f"{key}-*.nut"))
@@ -65,15 +65,15 @@ def derain_video(
             frames = tqdm(frames, source.name, len(clock), initial=done, unit="frame", leave=False)
             try:
                 for frame in frames:
-                    derained = derain(to_rgb(frame))
+                    derained = derain_rgb(to_rgb(frame))
                     time = frame.pts - first.pts
                     part.mux(encoder.encode(from_rgb(derained, time, encoder.codec_context)))
             finally:  # an error loses no frame that is done
                 part.mux(encoder.encode(None))
                 part.close()
             pictures = _pictures(writer, parts, clock, first.time_base)
-            sound = read_sound(writer, source, first.pts * first.time_base, duration)
-            for packet in heapq.merge(pictures, sound, key=lambda item: item.pts * item.time_base):
+            audio = read_audio(writer, source, first.pts * first.time_base, duration)
+            for packet in heapq.merge(pictures, audio, key=lambda item: item.pts * item.time_base):
                 writer.mux(packet)
         work.replace(target)
         shutil.rmtree(folder, ignore_errors=True)
@@ -89,15 +89,15 @@ def derain_video(
 
 
 def _add_streams(writer: Any, part: Any, source: Path, first: Any, codec: str, crf: int) -> Any:
-    """Add a stream for derained frames like `first`, and copies of it and of the sound.
+    """Add a stream for derained frames like `first`, and copies of it and of the audio.
 
     part: gets the encoder's stream, which is returned. writer: gets the copies.
-    Raises InputError if codec, sound and container do not fit each other.
+    Raises InputError if codec, audio and container do not fit each other.
     """
     options = {"crf": str(crf), "x265-params": "log-level=error"}
     with open_video(source) as (reader, video):
         try:
-            image = to_rgb(first)  # of a colour space that PyAV converts
+            image = to_rgb(first)  # fails if PyAV cannot convert its pixel format
             height, width, _ = image.shape
             chroma = "444" if height % 2 or width % 2 else "420"
             depth = "10le" if image.dtype == np.uint16 else ""
@@ -125,13 +125,13 @@ def _add_streams(writer: Any, part: Any, source: Path, first: Any, codec: str, c
         except (av.FFmpegError, AttributeError, TypeError, ValueError) as error:
             fix = "try --codec libx264, --out NAME.mkv, or first ffmpeg -i ... -c:a aac NEW.mkv"
             raise InputError(f"{source} with --codec {codec}: {error}; {fix}") from error
-        if has_other_parts(reader, first):
-            note(f"{source}: left out all but video and sound: subtitles, chapters, alpha, HDR")
+        if has_extras(reader, first):
+            note(f"{source}: subtitles, chapters, alpha and HDR data are left out, if it has any")
     return encoder
 
 
 def _packets(parts: list[Path]) -> Iterator[Any]:
-    """Yield the packets of parts, of older ones without the last, which may be cut off."""
+    """Yield the packets of all parts, except the last one of an older part: it may be cut off."""
     for path in parts:
         with suppress(av.FFmpegError), av.open(f"file:{path}") as reader:
             for packet, following in pairwise(reader.demux(video=0)):  # the last one is empty

@@ -16,7 +16,7 @@ from derain.frames import is_video
 from derain.images import read_image, write_image
 from derain.inference import derain_image, load_weights, optimize
 from derain.pairs import Pair
-from hubconf import FOLDERS
+from hubconf import WEIGHTS
 from utils import InputError, choose_device, choose_precision
 
 
@@ -26,17 +26,18 @@ class Settings:
 
 
 class Worker:
-    """Our networks, and how fast they are. Files are paths as text, as web frameworks have them."""
+    """Derains uploads with our networks and estimates the time. Paths are text, as Gradio's are."""
 
     def __init__(self, settings: Settings) -> None:
         device = choose_device(settings.device)
         precision = choose_precision("auto", device)
         self.networks = {}
-        for rain, folder in FOLDERS.items():
+        for rain, folder in WEIGHTS.items():
             network = load_weights(Path("logs", folder)).to(device)
             self.networks[rain] = optimize(network, precision)
-        began = time.perf_counter()
-        derain_image(self.networks["any"], np.zeros((256, 256, 3), np.uint8))
+        for _ in range(2):  # the first call also loads GPU kernels
+            began = time.perf_counter()
+            derain_image(self.networks["any"], np.zeros((256, 256, 3), np.uint8))
         self.seconds_per_pixel = (time.perf_counter() - began) / 256**2
 
     def expected_time(self, files: list[str]) -> str:
@@ -45,7 +46,7 @@ class Worker:
         for file in files:
             with suppress(OSError), Image.open(file) as image:  # others are named by derain
                 pixels += image.width * image.height
-        seconds = max(1, pixels * self.seconds_per_pixel)
+        seconds = pixels * self.seconds_per_pixel
         return f"{pixels / 1e6:.1f} megapixels, about {seconds:.0f} s; videos show the time left"
 
     def derain(self, files: list[str], rain: str) -> Iterator[tuple]:
@@ -53,18 +54,18 @@ class Worker:
 
         Yields a text on all files so far, the last image before and after, and the results.
         """
-        derain = partial(derain_image, self.networks[rain])
+        derain_rgb = partial(derain_image, self.networks[rain])
         status, compared, results = "", None, []
         for path in map(Path, files):
             target = path.parent / rain / result_names([path], "png")[0]
             before = target.with_suffix(".before.png")
             try:
-                derain_file(EvalSettings(), Pair(path), target, derain)
+                derain_file(EvalSettings(), Pair(path), target, derain_rgb)
                 if not is_video(path):
                     write_image(before, read_image(path))
                     compared = before, target
                 results.append(str(target))
                 status += f"{path.name}: done\n"
-            except (InputError, OSError, ValueError) as error:
+            except (InputError, MemoryError, OSError, RuntimeError, ValueError) as error:
                 status += str(error).replace(str(path), path.name) + "\n"
             yield status, compared, results

@@ -16,7 +16,7 @@ from conftest import ROOT
 from torch import Tensor, nn
 
 from derain.inference import (
-    WHOLE_PIXELS,
+    MAX_UNTILED_PIXELS,
     FoldedResidualGroup,
     derain,
     derain_image,
@@ -102,7 +102,7 @@ def test_the_edited_network_is_the_one_that_runs(
     monkeypatch.setattr(owner, "forward", forward)
     found = optimize(network)
     assert is_folded(found) == fits
-    assert ("was edited" in capsys.readouterr().out) != fits
+    assert ("was edited" in capsys.readouterr().err) != fits
     expected = derain(network, rainy)
     torch.testing.assert_close(derain(found, rainy), expected, rtol=0, atol=1e-5)
     assert not torch.allclose(expected, unedited, atol=1e-3)
@@ -171,8 +171,8 @@ def test_tiles_overlap_by_the_whole_receptive_field(shift: tuple[int, int]) -> N
 def test_large_images_are_computed_in_tiles(size: tuple[int, int]) -> None:
     network, image = Shift(0, 0), np.zeros((*size, 3), np.uint8)
     assert np.array_equal(derain_image(network, image), image)
-    assert (network.seen == [size]) == (size[0] * size[1] <= WHOLE_PIXELS)
-    assert max(height * width for height, width in network.seen) <= 1.02 * WHOLE_PIXELS
+    assert (network.seen == [size]) == (size[0] * size[1] <= MAX_UNTILED_PIXELS)
+    assert max(height * width for height, width in network.seen) <= 1.02 * MAX_UNTILED_PIXELS
 
 
 def test_output_that_is_not_finite_is_an_error() -> None:

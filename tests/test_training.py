@@ -197,7 +197,7 @@ def test_tensorboard_shows_each_step_once(settings: TrainSettings) -> None:
     for _ in range(2):
         run(settings, max_steps=20)
         (settings.save_path / "state_latest.pth").unlink()
-        with pytest.raises(InputError, match="holds weights"):
+        with pytest.raises(InputError, match="has weights"):
             run(settings, max_steps=20)
         (settings.save_path / "net_latest.pth").unlink()
     events = reader.EventAccumulator(str(settings.save_path / "tensorboard")).Reload()

@@ -302,7 +302,7 @@ def test_a_part(tmp_path: Path) -> None:
     packets = [sound_of(source).index(packet) for packet in sound_of(target)]
     seconds = np.array(packets) * 1024 / 44100
     assert (seconds[0], seconds[-1]) == pytest.approx((1.1, 1.6), abs=0.05)
-    assert "no frame in --start 9" in fails(source, tmp_path / "none/none.mp4", start=9)
+    assert "no readable frame in --start 9" in fails(source, tmp_path / "none/none.mp4", start=9)
 
 
 def test_a_recording_may_begin_between_key_frames(tmp_path: Path) -> None:
