@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -123,8 +124,10 @@ class DerainDataset(Dataset):
         self.path, self.patch_size = Path(hdf5_path), patch_size
         with open_packed(self.path) as file:
             self._index, self.has_grey_layer = file["pairs"][()], file["grey_layer"][()]
-            self.names = [name for name, *_ in json.loads(file["sources"].asstr()[()])[::2]]
+            sources = json.loads(file["sources"].asstr()[()])
             self._images = {int(i): file[f"images/{i}"][()] for i in np.unique(self._index)}
+        self.names = [name for name, *_ in sources[::2]]
+        self.checksum = zlib.crc32(repr([source[:2] for source in sources]).encode())
         self.pairs = list(range(len(self._index)))
         self.grid: list[tuple[int, int, int, int]] = []  # pair, top, left, -1 if mirrored else 1
         for pair in self.pairs:

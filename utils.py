@@ -8,7 +8,6 @@ import os
 import platform
 import random
 import secrets
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,20 +154,14 @@ def keep_freed_memory() -> None:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Return what a result depends on besides its settings: versions, hardware, git commit."""
+    """Return what a result depends on besides its settings: versions and hardware."""
     name = cpu_capabilities().get("cpu_name") or platform.processor()
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-    folder, commit = Path(__file__).resolve().parent, None
-    clone = (f"--git-dir={folder}/.git", f"--work-tree={folder}")  # not one that this lies in
-    with contextlib.suppress(OSError):  # there is no git
-        git = ("git", *clone, "describe", "--always", "--dirty")
-        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": str(device),
         "device_name": name,
         "threads": torch.get_num_threads(),
-        "commit": commit or None,
     }

@@ -88,7 +88,8 @@ def parse_settings(settings: Any, doc: str, arguments: list[str] | None = None) 
             kind = typing.get_args(kind)[0]
         options: dict[str, Any] = {"choices": field.metadata["choices"] or None}
         if typing.get_origin(kind) is tuple:
-            kind, options["nargs"] = typing.get_args(kind)[0], "*"
+            kind = typing.get_args(kind)[0]
+            options |= {"nargs": "*", "action": "extend"}  # a flag may be repeated
         options["type"] = _path if kind is Path else kind
         if kind is bool:
             options = {"action": argparse.BooleanOptionalAction}

@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from derain import images, report
 from derain.cli import check_folder, setting
-from derain.frames import is_video
+from derain.frames import KEPT_CONTAINERS, is_video
 from derain.inference import Loader, derain_image, load_weights, optimize, weights_file
 from derain.pairs import Pair, find_pairs, list_images, read_pair
 from derain.sets import TestSet, identify_pairs
 from derain.synthesize import stand_in, synthetic_label
-from derain.video import KEPT_CONTAINERS, derain_video
+from derain.video import derain_video
 from networks import load_network
 from SSIM import PROTOCOL, image_metrics
 from utils import InputError, choose_device, choose_precision, environment, note, write_json
@@ -142,7 +142,7 @@ def derain_file(
     if rainy.frames > 1:
         note(f"{source}: the first of {rainy.frames} frames or pages is taken")
     began = time.perf_counter()
-    derained = derain_rgb(images.network_input(rainy))
+    derained = derain_rgb(rainy.rgb)
     milliseconds = round(1000 * (time.perf_counter() - began), 1)
     result = images.network_output(rainy, derained)
     if pair.clean:  # scores are of the network's own output

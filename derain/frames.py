@@ -18,6 +18,7 @@ except ImportError:  # an extra requirement
 
 VIDEO_SUFFIXES = {".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
 VIDEO_SUFFIXES |= {".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
+KEPT_CONTAINERS = (".mp4", ".mov", ".m4v", ".mkv")  # others become .mp4
 # Flags of swscale: bilinear; for 8 bits also accurate rounding of all chroma, or images get darker.
 SCALER = {"rgb24": 2 | 0x2000 | 0x40000, "rgb48le": 2}
 REPAIR = (
@@ -108,6 +109,7 @@ def _fault(frame: Any, previous: Any) -> str:
 def has_extras(reader: Any, first: Any) -> bool:
     """Return whether a file has more than video and audio, or its first frame more than colours."""
     has_alpha = any(component.is_alpha for component in first.format.components)
+    has_alpha |= "alpha_mode" in reader.streams.video[0].metadata  # which decoders of VP9 hide
     has_hdr = first.side_data.get("MASTERING_DISPLAY_METADATA") is not None
     has_streams = len(reader.streams) > 1 + len(reader.streams.audio)  # such as subtitles
     return has_alpha or has_hdr or has_streams or bool(reader.chapters())

@@ -16,7 +16,6 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 from PIL.ExifTags import Base as Tag
-from scipy.ndimage import distance_transform_edt
 
 from utils import InputError, write_atomically
 
@@ -37,7 +36,7 @@ SRGB_PRIMARIES = struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15
 SRGB_VALUES = {SRGB_PRIMARIES, struct.pack(">I", 45455), b"\0", b"\1", b"\2", b"\3"}  # of chunks
 # TIFF in planes, of inverted grey, with premultiplied alpha
 RARE_TIFF = {Tag.PlanarConfiguration: 2, Tag.PhotometricInterpretation: 0, Tag.ExtraSamples: (1,)}
-RARE = "damaged, or of a kind that datasets/README.md does not list; save it as plain PNG"
+RARE = "damaged, or of a kind that is not read (datasets/README.md); save it as plain PNG"
 BGR = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}  # channels -> OpenCV's order
 
 Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is the limit
@@ -78,11 +77,13 @@ def read_image(path: Path) -> DecodedImage:
         data = path.read_bytes()
         Image.open(io.BytesIO(data)).verify()  # the checksums of PNG, which decoding ignores
         image: Any = Image.open(io.BytesIO(data))
-        image.info.pop("xmp", None)  # viewers ignore its orientation, Pillow doesn't
+        for name in ("xmp", "XML:com.adobe.xmp"):  # viewers ignore its orientation, Pillow doesn't
+            image.info.pop(name, None)
         if image.width * image.height > MAX_PIXELS:
             raise InputError(f"too large ({image.width} x {image.height} pixels); make it smaller")
-        if image.format in ("PPM", "JPEG2000"):  # Pillow doesn't tell how many bits they have
-            raise InputError(RARE)
+        few_bits = image.format == "PNG" and image.mode == "L" and data[24] in (2, 4)
+        if image.format in ("PPM", "JPEG2000") or (few_bits and "transparency" in image.info):
+            raise InputError(RARE)  # of which Pillow loses bits, or the transparency
         has_16_bits = image.format == "PNG" and data[24] == 16
         if image.format == "TIFF":
             _check_tiff(image.tag_v2, data)
@@ -157,7 +158,7 @@ def _metadata(image: Image.Image, data: bytes, grey: bool) -> dict[str, Any]:
     found = {name: info[name] for name in ("icc_profile", "dpi") if info.get(name)}
     if found.get("icc_profile", b"")[16:20] != (b"GRAY" if grey else b"RGB "):
         found.pop("icc_profile", None)
-    if not all(0 < value < 1e7 for value in found.get("dpi", ())):
+    if not all(1 < value < 1e7 for value in found.get("dpi", ())):  # 1: Pillow, if TIFF has none
         del found["dpi"]
     with contextlib.suppress(Exception):  # Pillow raises errors of any type for damaged EXIF
         exif = image.getexif()
@@ -172,17 +173,6 @@ def _metadata(image: Image.Image, data: bytes, grey: bool) -> dict[str, Any]:
             colours[name] = data[start + 8 : start + 8 + size]
         start += 12 + size
     return found | {"png_colours": colours}
-
-
-def network_input(image: DecodedImage) -> np.ndarray:
-    """Return the RGB image with fully transparent pixels filled from the nearest visible ones.
-
-    Their hidden colour, often black, would otherwise affect their neighbours.
-    """
-    if image.alpha is None or image.alpha.all() or not image.alpha.any():
-        return image.rgb
-    _, nearest = distance_transform_edt(image.alpha == 0, return_indices=True)
-    return image.rgb[tuple(nearest)]
 
 
 def network_output(image: DecodedImage, derained: np.ndarray) -> DecodedImage:

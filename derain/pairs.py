@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from derain.images import SUFFIXES, read_rgb
@@ -21,7 +22,7 @@ RAINY_FOLDERS = ("rainy", "rain", "input", "lq", "in", "data", "rainy_image", "r
 CLEAN_FOLDERS = ("clean", "groundtruth", "ground_truth", "gt", "norain", "target", "label")
 RAINY_WORD = re.compile(r"(?<![a-z])rainy?(?![a-z])", re.I)  # in rain-1 and 1_rain, not rainbow-1
 CLEAN_WORD = re.compile(r"(?<![a-z])(no[-_ ]?rain|clean|gt)(?![a-z])", re.I)
-FIX = "name the folders by --data_path RAINY --clean_dir CLEAN; datasets/README.md has the layouts"
+FIX = "name the folder of each side, the clean one by --clean_dir; see datasets/README.md, Layouts"
 RAIN100_BACKGROUNDS = {0, 9, *range(99, 188)}  # of Rain100H and Rain100L, among BSD300's images
 
 
@@ -154,12 +155,25 @@ def _without_shared_ends(names: dict[tuple[str, ...], Path]) -> dict[tuple[str, 
 
 
 def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-    """Read a pair's images, (H, W, 3) uint8 RGB. Raises InputError if their sizes differ."""
+    """Read a pair's images, (H, W, 3) uint8 RGB. Raises InputError if their sizes differ.
+
+    Prints a line if they seem to show different scenes.
+    """
     rainy, clean = read_rgb(pair.rainy), read_rgb(pair.clean)
+    if not shows(rainy, clean):
+        note(f"{pair.rainy}: does not seem to show {pair.clean}; check their names")
     if rainy.shape != clean.shape:
         sizes = f"{rainy.shape[1]}x{rainy.shape[0]} and {clean.shape[1]}x{clean.shape[0]}"
         raise InputError(f"{pair.rainy} and {pair.clean} differ in size ({sizes}); remove the pair")
     return rainy, clean
+
+
+def shows(image: np.ndarray, clean: np.ndarray) -> bool:
+    """Return whether an image seems to show a clean one's scene, both (H, W, 3) uint8 RGB."""
+    small = [cv2.resize(i, (16, 16), interpolation=cv2.INTER_AREA) for i in (image, clean)]
+    with np.errstate(invalid="ignore"):  # images of one colour
+        correlation = np.corrcoef(small[0].ravel(), small[1].ravel())[0, 1]
+    return not correlation < 0.5  # even Rain100H's rainy images have 0.7
 
 
 def strict_raintrainh(pairs: Sequence[Pair]) -> tuple[list[Pair], str]:

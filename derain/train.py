@@ -121,7 +121,8 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
     parallel = DistributedDataParallel(network) if WORLD_SIZE > 1 else network
 
     pairs = sum(len(data.pairs) for data in sets)
-    by_name = dataclasses.asdict(settings) | {"pairs": pairs}
+    checksums = [data.checksum for data in sets]
+    by_name = dataclasses.asdict(settings) | {"pairs": pairs, "files": checksums}
     first_step, first_minute = resume(settings.save_path, by_name, network, optimizer)
     step, progress = first_step, max(first_step / last_step, first_minute / last_minute)
     sums, logged_step = Counter[str](), step

@@ -21,8 +21,6 @@ from tqdm import tqdm
 from derain.frames import av, from_rgb, has_extras, open_video, read_audio, read_frames, to_rgb
 from utils import InputError, note
 
-KEPT_CONTAINERS = (".mp4", ".mov", ".m4v", ".mkv")
-
 
 def derain_video(
     source: Path,
@@ -77,7 +75,7 @@ def derain_video(
                 writer.mux(packet)
         work.replace(target)
         shutil.rmtree(folder, ignore_errors=True)
-    except av.FFmpegError as error:  # such as a full disk
+    except OSError as error:  # such as a full disk
         raise OSError(error.errno, error.strerror, str(target)) from error
     finally:
         work.unlink(missing_ok=True)
@@ -118,6 +116,8 @@ def _add_streams(writer: Any, part: Any, source: Path, first: Any, codec: str, c
                 picture.codec_context.codec_tag = "hvc1"  # the one that Apple's players take
             for stream in reader.streams.audio:
                 copy = writer.add_stream_from_template(stream)
+                if stream.layout.name == "2 channels":  # AVI leaves it open, and MP4 does not
+                    copy.codec_context.layout = "stereo"
                 copy.disposition = stream.disposition
                 copy.metadata.update(stream.metadata)  # its language
             writer.metadata.update(reader.metadata)

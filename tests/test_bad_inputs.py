@@ -135,6 +135,7 @@ SCORE = ("derain.score", "--set", "pairs")
         ((*OWN, "pairs", "--out", "x.png"), "--out"),
         ((*SET, "pairs"), "--data_path"),
         ((*SET, "--out", "x.png"), "--out"),
+        ((*OWN, "--data_path", IMAGE, "--out", "x.png"), "--out"),
         (("derain.score", "a=pairs/rainy"), "--set"),
         ((*SCORE,), "NAME=FOLDER"),
         ((*SCORE, "pairs"), "pairs"),

@@ -187,6 +187,9 @@ def test_an_interrupted_run_resumes_bit_for_bit(settings: TrainSettings, recipe:
     assert same(run(settings, **options | {"recipe": "", "validate_every": 3}), whole)
     with pytest.raises(InputError, match=r"lr 0\.001 -> 0\.01.*seed 0 -> 7"):
         run(settings, **options, lr=0.01, seed=7)
+    write_pairs(Path(settings.data_path[0]), 1, first=2, height=80)
+    with pytest.raises(InputError, match="files"):  # as many pairs, but others
+        run(settings, **options)
     assert state(folder)["step"] == 22
     assert not same(run(settings, **options, seed=7, save_path=folder / "other"), whole)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
 import utils
 from derain.cli import check_folder, parse_settings, run_script, setting
@@ -162,12 +161,3 @@ def test_devices_and_precisions(native: bool, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities, raising=False)
     found = [utils.choose_precision(name, CPU) for name in ("auto", "fp32", "bf16")]
     assert found == ["bf16" if native else "fp32", "fp32", "bf16"]
-
-
-def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = utils.environment(CPU)
-    assert found["torch"] == torch.__version__
-    assert (found["commit"] is not None) == (ROOT / ".git").exists()
-    json.dumps(found, allow_nan=False)
-    monkeypatch.setattr(utils, "__file__", str(ROOT / "tests/utils.py"))
-    assert utils.environment(CPU)["commit"] is None  # a copy within another repository
