@@ -20,7 +20,7 @@ from derain import images, report
 from derain.cli import check_folder, setting
 from derain.frames import KEPT_CONTAINERS, is_video
 from derain.inference import Loader, derain_image, load_weights, optimize, weights_file
-from derain.pairs import Pair, find_pairs, list_images, read_pair
+from derain.pairs import Pair, find_pairs, list_images
 from derain.sets import TestSet, identify_pairs
 from derain.synthesize import stand_in, synthetic_label
 from derain.video import derain_video
@@ -96,7 +96,7 @@ def evaluate(
             try:
                 result.milliseconds = derain_file(settings, pair, output, derain_rgb)
                 if pair.clean:
-                    rainy, clean = read_pair(pair)
+                    rainy, clean = map(images.read_rgb, (source, pair.clean))  # checked before
                     result.files["clean"] = pair.clean
                     result.before = image_metrics(rainy, clean)
                     result.after = image_metrics(images.read_rgb(output), clean)

@@ -160,11 +160,11 @@ def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
     Prints a line if they seem to show different scenes.
     """
     rainy, clean = read_rgb(pair.rainy), read_rgb(pair.clean)
-    if not shows(rainy, clean):
-        note(f"{pair.rainy}: does not seem to show {pair.clean}; check their names")
     if rainy.shape != clean.shape:
         sizes = f"{rainy.shape[1]}x{rainy.shape[0]} and {clean.shape[1]}x{clean.shape[0]}"
         raise InputError(f"{pair.rainy} and {pair.clean} differ in size ({sizes}); remove the pair")
+    if not shows(rainy, clean):
+        note(f"{pair.rainy}: does not seem to show {pair.clean}; check their names")
     return rainy, clean
 
 
