@@ -106,10 +106,10 @@ def _fault(frame: Any, previous: Any) -> str:
     return ""
 
 
-def has_extras(reader: Any, first: Any) -> bool:
+def has_extras(reader: Any, video: Any, first: Any) -> bool:
     """Return whether a file has more than video and audio, or its first frame more than colours."""
     has_alpha = any(component.is_alpha for component in first.format.components)
-    has_alpha |= "alpha_mode" in reader.streams.video[0].metadata  # which decoders of VP9 hide
+    has_alpha |= "alpha_mode" in video.metadata  # which decoders of VP9 hide
     has_hdr = first.side_data.get("MASTERING_DISPLAY_METADATA") is not None
     has_streams = len(reader.streams) > 1 + len(reader.streams.audio)  # such as subtitles
     return has_alpha or has_hdr or has_streams or bool(reader.chapters())

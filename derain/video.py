@@ -125,7 +125,7 @@ def _add_streams(writer: Any, part: Any, source: Path, first: Any, codec: str, c
         except (av.FFmpegError, AttributeError, TypeError, ValueError) as error:
             fix = "try --codec libx264, --out NAME.mkv, or first ffmpeg -i ... -c:a aac NEW.mkv"
             raise InputError(f"{source} with --codec {codec}: {error}; {fix}") from error
-        if has_extras(reader, first):
+        if has_extras(reader, video, first):
             note(f"{source}: subtitles, chapters, alpha and HDR data are left out, if it has any")
     return encoder
 
