@@ -39,7 +39,8 @@ def prepare(folder: Path, strict: bool = False, clean_dir: Path | None = None) -
     Raises InputError for anything wrong with the images, for a file of that name that is damaged or
     not a packed set, and for a read-only folder.
     """
-    pairs, ending = find_pairs(folder, clean_dir), ".h5"
+    pairs = find_pairs(folder, clean_dir)
+    ending = ".h5"
     if strict and not (folder / SYNTHETIC_MARKER).exists():
         kept, sentence = strict_raintrainh(pairs)
         print(sentence, flush=True)
@@ -60,8 +61,7 @@ def prepare(folder: Path, strict: bool = False, clean_dir: Path | None = None) -
         raise InputError(f"{path.parent}: is read-only; pass a link to {folder} from elsewhere")
     content = io.BytesIO()  # because HDF5 itself would crash on a full disk
     with h5py.File(content, "w") as packed:
-        pack(packed, pairs, sources, f"packing {folder}")
-        count = int(packed["grey_layer"][()].sum())
+        count = pack(packed, pairs, sources, f"packing {folder}")
     write_atomically(path, content.getbuffer())
     print(f"{folder}: the rain of {count} of {len(pairs)} pairs is one grey layer", flush=True)
     return path
@@ -78,8 +78,8 @@ def open_packed(path: Path) -> Iterator[h5py.File]:
         raise InputError(f"{path}: {problem}; rename it, or remove it") from error
 
 
-def pack(file: h5py.File, pairs: Sequence[Pair], sources: str, title: str) -> None:
-    """Write pairs and their images into an open file."""
+def pack(file: h5py.File, pairs: Sequence[Pair], sources: str, title: str) -> int:
+    """Write pairs and their images into an open file; return how many have a grey layer."""
     numbers: dict[bytes, int] = {}  # digest of an image's pixels -> its place in the file
     index, grey = [], []
     for pair in tqdm(pairs, title, unit="pair"):
@@ -93,6 +93,7 @@ def pack(file: h5py.File, pairs: Sequence[Pair], sources: str, title: str) -> No
             index.append(numbers[digest])
     file["pairs"], file["grey_layer"] = np.reshape(index, (-1, 2)), grey
     file["sources"] = sources
+    return sum(grey)
 
 
 def has_grey_layer(rainy: np.ndarray, clean: np.ndarray) -> bool:
@@ -127,7 +128,9 @@ class DerainDataset(Dataset):
             sources = json.loads(file["sources"].asstr()[()])
             self._images = {int(i): file[f"images/{i}"][()] for i in np.unique(self._index)}
         self.names = [name for name, *_ in sources[::2]]
-        self.checksum = zlib.crc32(repr([source[:2] for source in sources]).encode())
+        self.checksum = zlib.crc32(self._index)  # of all pixels
+        for image in self._images.values():
+            self.checksum = zlib.crc32(image, self.checksum)
         self.pairs = list(range(len(self._index)))
         self.grid: list[tuple[int, int, int, int]] = []  # pair, top, left, -1 if mirrored else 1
         for pair in self.pairs:
@@ -180,12 +183,11 @@ class DerainDataset(Dataset):
         order = np.random.RandomState(seed % 2**32).permutation(self.pairs)
         return self.part(sorted(order[:count].tolist()))
 
-    def backgrounds(self) -> set[bytes]:
-        """Return the line_digests of all pairs."""
-        return set[bytes]().union(*map(self.line_digests, self.pairs))
-
-    def without_backgrounds(self, seen: set[bytes]) -> "DerainDataset":
-        """Leave out pairs with some of these line_digests. Raises InputError if none is left."""
+    def without_backgrounds(self, others: Sequence["DerainDataset"]) -> "DerainDataset":
+        """Leave out pairs with backgrounds of other sets. Raises InputError if none is left."""
+        seen = set[bytes]()
+        for other in others:
+            seen.update(*map(other.line_digests, other.pairs))
         kept = [pair for pair in self.pairs if seen.isdisjoint(self.line_digests(pair))]
         if not kept:
             problem = "every pair has a background that is in validation"
@@ -193,11 +195,12 @@ class DerainDataset(Dataset):
         return self.part(kept)
 
     def line_digests(self, pair: int) -> set[bytes]:
-        """Return digests of the rows and columns of a pair's clean image, except flat ones.
+        """Return digests of a pair's clean image and of its rows and columns, except flat ones.
 
         Images that share one show the same background; a crop along both axes is not recognised.
         """
-        clean, digests = self.whole_pair(pair)[1], set()
+        clean = self.whole_pair(pair)[1]
+        digests = {hashlib.blake2b(clean.tobytes(), digest_size=12).digest()}
         for side in (clean, clean.swapaxes(0, 1)):
             for line in side[side.std(axis=1).max(axis=1) > 4]:
                 digests.add(hashlib.blake2b(line.tobytes(), digest_size=12).digest())

@@ -18,10 +18,7 @@ import torch.nn.functional as F
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
-PROTOCOL = (
-    "PReNet (Y of 8-bit RGB, not rounded; SSIM with automatic down-sampling; "
-    "mean of per-image scores)"
-)
+PROTOCOL = "Y by the PReNet protocol, RGB at full size; means of the scores of 8-bit images"
 WINDOW = 11  # pixels, of the Gaussian window
 SIGMA = 1.5  # pixels
 

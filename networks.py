@@ -240,7 +240,7 @@ def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Modul
     path = Path(path)
     tensors = read_tensors(path)
     first = "head.0.weight" if network is None else next(iter(network.state_dict()))
-    prefixes = []
+    prefixes = []  # of state_dict.module.head.0.weight: "state_dict.module."
     for name in tensors:
         if f".{name}".endswith((f".{first}", f".{PUBLISHED_KEY}")):
             prefixes.append(name.removesuffix(first).removesuffix(PUBLISHED_KEY))
@@ -254,8 +254,8 @@ def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Modul
     state = convert_state_dict(state)
     try:
         if network is None:
-            groups = sum(key.endswith(".conv.weight") for key in state)
-            network = DARGNet(len(state[first]), groups)
+            groups = {key.split(".")[1] for key in state if key.startswith("groups.")}
+            network = DARGNet(len(state[first]), len(groups))
         network.load_state_dict(state)
     except Exception as error:  # tensors are missing, unknown or of another shape
         message = f"{path}: not weights of this network: {error}"
@@ -286,7 +286,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as file:  # raises OSError if that is the reason
             start = file.read(24)
         expected = f"expected a state dict of torch.save ({type(error).__name__})"
-        raise ValueError(f"{path}: {expected}, found {start!r}: download it again") from error
+        fix = "save network.state_dict(), or download the file again"
+        raise ValueError(f"{path}: {expected}, found {start!r}: {fix}") from error
 
 
 def flatten(content: Mapping, prefix: str = "") -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import platform
-import random
 import secrets
 import sys
 from collections.abc import Iterator
@@ -75,7 +74,7 @@ def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
         temporary.write_bytes(content)
 
 
-def plain(content: Any) -> Any:
+def json_types(content: Any) -> Any:
     """Return the content in types of strict JSON: paths as text, non-finite numbers as None."""
     text = json.dumps(content, default=os.fspath)
     return json.loads(text, parse_constant=lambda _: None)
@@ -83,7 +82,7 @@ def plain(content: Any) -> Any:
 
 def write_json(path: Path, content: Any) -> None:
     """Write strict JSON, atomically."""
-    write_atomically(path, json.dumps(plain(content), indent=2) + "\n")
+    write_atomically(path, json.dumps(json_types(content), indent=2) + "\n")
 
 
 def save_torch(path: Path, content: Any) -> None:
@@ -131,12 +130,10 @@ def cpu_capabilities() -> dict[str, Any]:
 
 
 def set_seed(seed: int, deterministic: bool = False) -> None:
-    """Seed Python, NumPy and torch; deterministic: use deterministic GPU kernels (slower)."""
+    """Seed torch; deterministic: use deterministic GPU kernels (slower)."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA needs it
     torch.use_deterministic_algorithms(deterministic)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
     torch.manual_seed(seed % 2**63)
 
 

@@ -26,7 +26,7 @@ def rainy_and_clean(height: int, width: int) -> tuple[Tensor, Tensor]:
     return to_tensor(add_rain(clean, layer)).contiguous(), to_tensor(clean).contiguous()
 
 
-def as_published(call: Callable, *arguments: object) -> Callable:
+def in_own_process(call: Callable, *arguments: object) -> Callable:
     """Return `call` in a process of its own, which does not reuse freed memory as this one does."""
     pool = get_context("spawn").Pool(1)
     return lambda: pool.apply(call, arguments)
@@ -55,7 +55,7 @@ def measure(calls: Calls, device: torch.device, rounds: int) -> dict[str, list[f
 def print_table(seconds: Mapping[str, list[float]], notes: Mapping[str, str]) -> None:
     """Print median and quartiles, the median ratio to the first candidate, and a note for each."""
     first = np.array(next(iter(seconds.values())))
-    print("| | median | quartiles | times faster | |\n|---|---|---|---|---|")
+    print("| | median | quartiles | speed-up | |\n|---|---|---|---|---|")
     for name, times in seconds.items():
         low, median, high = np.percentile(times, [25, 50, 75])
         ratio = np.median(first / np.array(times))

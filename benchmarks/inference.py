@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import plain_dargnet
-from benchmarks.common import as_published, measure, print_table, rainy_and_clean
+from benchmarks.common import in_own_process, measure, print_table, rainy_and_clean
 from derain.cli import run_script, setting
-from derain.inference import derain, fold, weights_file
-from networks import convert_state_dict, load_network
+from derain.inference import derain, fold, load_weights
+from networks import convert_state_dict
 from SSIM import psnr
 from utils import choose_device, quantize, to_image
 
@@ -41,7 +41,7 @@ def plain(state: plain_dargnet.State, rainy: Tensor) -> Tensor:
 def main(settings: Settings) -> None:
     """Compare every candidate's image with the plain one's, measure, and print the table."""
     device = choose_device(settings.device)
-    network = load_network(weights_file(settings.logdir)).to(device)
+    network = load_weights(settings.logdir).to(device)
     weights, state = network.state_dict(), {"PR.weight": torch.zeros(1, device=device)}
     names = {name: name for name in plain_dargnet.published_shapes()}
     for ours, theirs in convert_state_dict(names).items():
@@ -52,7 +52,7 @@ def main(settings: Settings) -> None:
     written = network.to(memory_format=torch.channels_last)
     calls: dict[str, Callable[[], Tensor]] = {}
     if device.type == "cpu":
-        calls["plain formulation, NCHW"] = as_published(plain, state, rainy)
+        calls["plain formulation, NCHW"] = in_own_process(plain, state, rainy)
     calls["plain, with freed memory reused"] = lambda: plain(state, rainy)
     calls["channels_last, as written"] = lambda: derain(written, rainy)
     calls["folded (default)"] = lambda: derain(folded, rainy)

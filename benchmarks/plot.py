@@ -34,9 +34,8 @@ def validation_curve(folder: Path) -> tuple[list[float], list[float]]:
         if line.get("begin") == 0:
             minutes, psnr = [], []
         if "validation" in line:
-            scores = line if "psnr_y" in line else line["validation"]["mean"]  # older logs: in line
             minutes.append(line["minutes"])
-            psnr.append(scores["psnr_y"])
+            psnr.append(line["validation"]["mean"]["psnr_y"])
     if not minutes:
         raise InputError(f"{path}: no validation in it; train with --validation")
     return minutes, psnr

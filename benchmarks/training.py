@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import plain_dargnet
-from benchmarks.common import as_published, measure, print_table, rainy_and_clean
+from benchmarks.common import in_own_process, measure, print_table, rainy_and_clean
 from derain.cli import run_script, setting
 from derain.optim import Muon
+from derain.train import take_step
 from networks import DARGNet, convert_state_dict
-from SSIM import SSIM
+from train_rain100L import loss
 from utils import choose_device
 
 
@@ -55,12 +56,12 @@ def plain_step(state: plain_dargnet.State, rainy: Tensor, clean: Tensor) -> floa
     state = {name: value.clone().requires_grad_() for name, value in state.items()}
     optimizer = torch.optim.Adam(state.values(), lr=1e-3)
     derained = plain_dargnet.dargnet(state, rainy)
-    loss = 1 - plain_ssim(derained, clean) + F.l1_loss(derained, clean)
-    loss.backward()
+    total = 1 - plain_ssim(derained, clean) + F.l1_loss(derained, clean)
+    total.backward()
     optimizer.step()
     with torch.no_grad():
         F.mse_loss(plain_dargnet.dargnet(state, rainy).clamp(0, 1), clean).log10().item()
-    return loss.item()
+    return total.item()
 
 
 def our_step(
@@ -70,19 +71,8 @@ def our_step(
     network = DARGNet().to(rainy.device, memory_format=torch.channels_last)
     network.load_state_dict(convert_state_dict(state))
     optimizer = Muon(network) if muon else torch.optim.Adam(network.parameters(), lr=1e-3)
-    ssim = SSIM().to(rainy.device)
-
-    def step() -> float:
-        with torch.autocast(rainy.device.type, torch.bfloat16, enabled=bf16):
-            derained = network(rainy)
-        derained = derained.float()
-        loss = 1 - ssim(derained, clean) + F.l1_loss(derained, clean)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return step
+    precision = "bf16" if bf16 else "fp32"
+    return lambda: take_step(network, optimizer, loss, (rainy, clean), precision)["loss"]
 
 
 def main(settings: Settings) -> None:
@@ -95,7 +85,7 @@ def main(settings: Settings) -> None:
     batch = [image.to(memory_format=torch.channels_last) for image in (rainy, clean)]
     plain: Callable[[], float] = partial(plain_step, state, rainy, clean)
     if device.type == "cpu":
-        plain = as_published(plain_step, state, rainy, clean)
+        plain = in_own_process(plain_step, state, rainy, clean)
     calls = {
         "plain formulation, NCHW, second pass for a PSNR": plain,
         "ours, fp32 (default)": our_step(state, *batch, bf16=False),

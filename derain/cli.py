@@ -83,7 +83,8 @@ def parse_settings(settings: Any, doc: str, arguments: list[str] | None = None) 
         kind, default = kinds[field.name], getattr(settings, field.name)
         text = field.metadata["help"]
         if default not in (None, (), ""):
-            text += f" (default: {default})"
+            shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+            text += f" (default: {shown})"
         if isinstance(kind, types.UnionType):  # X | None
             kind = typing.get_args(kind)[0]
         options: dict[str, Any] = {"choices": field.metadata["choices"] or None}

@@ -68,7 +68,9 @@ class RandomCrops:
         pair = self._draw(random, self._pairs, self.shares)
         rainy, clean = crop_at_random(random, pair, size, self.augment)
         if random.rand() < self.recombine:
-            return self._recombined(Random(random.randint(2**31)), clean)
+            random = Random(random.randint(2**31))  # of its own: the number of draws varies
+            layer = self._layer(random, size) * random.uniform(0.8, 1.2)
+            return add_rain(clean, layer), clean
         if self.without_rain and random.rand() < self.without_rain:
             return clean, clean
         return rainy, clean
@@ -81,17 +83,12 @@ class RandomCrops:
             index = int(np.searchsorted(ends, random.rand(), side="right"))
         return self.sets[index].whole_pair(pairs[index][random.randint(len(pairs[index]))])
 
-    def _recombined(self, random: Random, clean: np.ndarray) -> Images:
-        """Return a clean crop with and without the rain of another pair."""
-        layer = self._layer(random, len(clean)) * random.uniform(0.8, 1.2)
-        return add_rain(clean, layer), clean
-
     def _layer(self, random: Random, size: int) -> np.ndarray:
         """Return the rain of a random crop: (size, size) grey levels to add.
 
         Where all channels are clipped to white, a pair's difference is only a lower bound of its
-        rain. Crops with many such pixels are drawn again; in the others, these pixels take the
-        value a third of the crop higher up if it is larger.
+        rain. Crops with many such pixels are drawn again; in the one that is used, such a pixel
+        takes the value a third of the crop higher up if that is larger.
         """
         for _ in range(20):
             pair = self._draw(random, self._grey_pairs, self._grey_shares)

@@ -36,11 +36,9 @@ class EvalSettings:
     """Inputs, weights and outputs of a test run."""
 
     data_path: tuple[Path, ...] = setting(
-        (),
-        "images, videos, folders; for a test set, its folder",
-        names=["--data_path", "--rainy_dir"],
+        (), "images, videos, folders; a test set's folder", names=["--data_path", "--rainy_dir"]
     )
-    clean_dir: Path | None = setting(None, "folder of the clean images, if not in --data_path")
+    clean_dir: Path | None = setting(None, "test sets: folder of the clean images, if elsewhere")
     logdir: Path = setting(Path("logs/Rain100H"), "folder with net_latest.pth, or a .pth file")
     save_path: Path | None = setting(None, "folder for the results (default: results/NAME)")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
@@ -49,12 +47,12 @@ class EvalSettings:
     tile: int | None = setting(None, "side of exact tiles in pixels; 0: none (default: by size)")
     page: bool = setting(True, "write index.html, every image with a before/after slider")
     format: str = setting("png", "test_real.py: file format of the results", ("png", "jpg", "webp"))
-    quality: int = setting(95, "quality of jpg and webp, 1 to 100")
-    out: Path | None = setting(None, "the file for a single image or video, instead of a folder")
-    codec: str = setting("libx264", "encoder of videos; ffv1 is lossless", CODECS)
-    crf: int = setting(17, "quality of videos: 0 is the best, 51 the worst")
-    start: float = setting(0.0, "second of a video to start at")
-    duration: float | None = setting(None, "seconds of a video to derain (default: all)")
+    quality: int = setting(95, "test_real.py: quality of jpg and webp, 1 to 100")
+    out: Path | None = setting(None, "test_real.py: the file for a single image or video")
+    codec: str = setting("libx264", "videos: encoder; ffv1 is lossless", CODECS)
+    crf: int = setting(17, "videos: quality, 0 is the best, 51 the worst")
+    start: float = setting(0.0, "videos: second to start at")
+    duration: float | None = setting(None, "videos: seconds to derain (default: all)")
 
 
 def evaluate(
@@ -82,8 +80,9 @@ def evaluate(
     names = result_names(sources, settings.format)
     if settings.out:
         folder, names = settings.out.parent, [settings.out.name]
-    check_folder(folder)
-    if not settings.out:
+        check_folder(folder, "--out")
+    else:
+        check_folder(folder)
         record_sources(folder, names, sources)
     note(f"{label}: {len(inputs)} files, weights {weights}, {device} {precision}")
 
@@ -135,17 +134,16 @@ def derain_file(
         part = (settings.start, settings.duration)
         derain_video(source, output, derain_rgb, settings.codec, settings.crf, *part)
         return None
-    if pair.clean:  # scored as 8-bit RGB
-        rainy = images.DecodedImage(images.read_rgb(source))
-    else:
-        rainy = images.read_image(source)
-    if rainy.frames > 1:
-        note(f"{source}: the first of {rainy.frames} frames or pages is taken")
+    image = images.read_image(source)
+    if image.frames > 1:
+        note(f"{source}: the first of {image.frames} frames or pages is taken")
+    if pair.clean:  # scores are of 8-bit RGB
+        image = images.DecodedImage(images.to_8_bits(image.rgb))
     began = time.perf_counter()
-    derained = derain_rgb(rainy.rgb)
+    derained = derain_rgb(image.rgb)
     milliseconds = round(1000 * (time.perf_counter() - began), 1)
-    result = images.network_output(rainy, derained)
-    if pair.clean:  # scores are of the network's own output
+    result = images.network_output(image, derained)
+    if pair.clean:  # and of the network's own output
         result = images.DecodedImage(derained)
     images.write_image(output, result, settings.quality)
     return milliseconds

@@ -24,9 +24,10 @@ def write_figure(path: Path, scenes: Mapping[str, Scene]) -> None:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+    columns = next(iter(scenes.values()))
     heights = []  # in widths of a column
-    for columns in scenes.values():
-        height, width, _ = columns["rainy"].shape
+    for scene in scenes.values():
+        height, width, _ = scene["rainy"].shape
         heights += [np.clip(height / width, 0.2, 1.5), 0.5]
     size = (COLUMN * len(columns), COLUMN * sum(heights) + 0.3 * len(heights))
     interpolation = "auto" if path.suffix == ".png" else "none"  # none: the images' own pixels

@@ -62,8 +62,14 @@ class DecodedImage:
 
 def read_rgb(path: Path) -> np.ndarray:
     """Read an image as (H, W, 3) uint8 RGB, without alpha. Raises InputError as read_image does."""
-    rgb = read_image(path).rgb
-    return rgb if rgb.dtype == np.uint8 else np.round(rgb / 257).astype(np.uint8)
+    return to_8_bits(read_image(path).rgb)
+
+
+def to_8_bits(rgb: np.ndarray) -> np.ndarray:
+    """Convert uint8 or uint16 RGB to uint8."""
+    if rgb.dtype == np.uint16:
+        rgb = np.round(rgb / 257).astype(np.uint8)
+    return rgb
 
 
 def read_image(path: Path) -> DecodedImage:

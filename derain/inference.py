@@ -50,18 +50,13 @@ def load_weights(path: Path, load: Loader = load_network) -> nn.Module:
 def optimize(network: nn.Module, precision: str = "fp32") -> nn.Module:
     """Return a copy for inference: a DARGNet folded, any other network as it is written.
 
-    precision: fp32 or bf16; an unfolded network uses bf16 through autocast.
+    precision: fp32 or bf16, of the folded form. Any other network runs in float32, because autocast
+    would round its images to fewer levels than 8 bits have.
     """
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    if isinstance(network, DARGNet):
-        if is_foldable(network):
-            return fold(network, dtype)
-        note(f"{type(network).__name__} was edited: it runs as it is written, without folding")
-    written = copy.deepcopy(network).eval().to(memory_format=torch.channels_last)
-    if dtype == torch.bfloat16:
-        device = next(network.parameters()).device
-        written.forward = torch.autocast(device.type, dtype)(written.forward)
-    return written
+    if isinstance(network, DARGNet) and is_foldable(network):
+        return fold(network, torch.bfloat16 if precision == "bf16" else torch.float32)
+    note(f"{type(network).__name__} runs as it is written, in float32, without folding")
+    return copy.deepcopy(network).eval().to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
@@ -70,6 +65,7 @@ def is_foldable(network: DARGNet) -> bool:
     exact = copy.deepcopy(network).cpu().double().eval()
     rainy = torch.arange(3 * 22 * 27, dtype=torch.float64).sin().view(1, 3, 22, 27)
     try:
+        fold(exact, torch.bfloat16)(rainy.float())  # an edited one may mix types
         expected, found = exact(rainy), fold(exact, torch.float64)(rainy)
         return torch.allclose(found, expected, rtol=1e-6, atol=1e-6)
     except Exception:  # an edited network may lack any part, or have other shapes
@@ -149,7 +145,15 @@ class FoldedDualAttention(nn.Module):
 def derain(network: nn.Module, rainy: Tensor) -> Tensor:
     """Derain (N, 3, H, W) RGB in [0, 1] on any device; the result is on the same one."""
     device = next(network.parameters(), rainy).device  # a network may have no parameters
-    return network(rainy.to(device, memory_format=torch.channels_last)).to(rainy)
+    derained = network(rainy.to(device, memory_format=torch.channels_last))
+    check_output(derained, rainy)
+    return derained.to(rainy)
+
+
+def check_output(derained: object, rainy: Tensor) -> None:
+    """Raise InputError unless a network's output is one tensor of its input's shape."""
+    if getattr(derained, "shape", None) != rainy.shape:
+        raise InputError("the network must return one tensor of its input's shape")
 
 
 def derain_image(

@@ -1,7 +1,6 @@
 """The report on a test: results.csv, results.json, the table and the page, index.html.
 
-The page shows every image with a slider between before and after. It is one file with small JPEGs
-in it, easy to mail or to open from disk.
+The page has a before/after slider for every image. It is one file with small JPEGs in it.
 """
 
 import base64
@@ -20,7 +19,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from derain.images import read_image
+from derain.images import read_image, to_8_bits
 from derain.sets import TestSet
 from SSIM import PROTOCOL
 from utils import write_atomically, write_json
@@ -84,7 +83,7 @@ def write_tables(
         table = as_text(means)
         equal = sum(math.isinf(r.after["psnr_y"] + r.before["psnr_y"]) for r in results)
         if equal:
-            table += f"\n{equal} images equal their clean ones; PSNR is the mean over the others"
+            table += f"\n{equal} images equal their clean ones; a finite PSNR leaves them out"
     about |= {"data_set": {"name": label, "images": len(rows)}, "protocol": PROTOCOL}
     write_json(folder / "results.json", about | {"means": means})
     return table
@@ -110,7 +109,7 @@ def mean(scores: Sequence[Mapping[str, float]], others: Sequence[Mapping[str, fl
     means: Means = {}
     for metric in METRICS:
         values = np.array([score[metric] for score in scores])
-        finite = np.isfinite(values + [score[metric] for score in others])
+        finite = np.isfinite(values) & np.isfinite([score[metric] for score in others])
         means[metric] = float(values[finite].mean() if finite.any() else values.mean())
     return means
 
@@ -137,7 +136,7 @@ def write_page(folder: Path, label: str, table: str, results: Sequence[Result]) 
     shown = shown[:MAX_IMAGES]
     note = f"{len(shown)} of {len(results)} images."
     if table:
-        note += f" Protocol of scores: {PROTOCOL}."
+        note += f" Scores: {PROTOCOL}."
     template = string.Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     page = template.substitute(
         title=html.escape(label),
@@ -166,10 +165,8 @@ def html_figure(result: Result) -> str:
 def thumbnail(path: Path) -> str:
     """Return an image file as a small JPEG with its colour profile, a data URI."""
     image = read_image(path)
-    rgb = image.rgb[..., 0] if image.grey else image.rgb
-    if rgb.dtype == np.uint16:
-        rgb = (rgb >> 8).astype(np.uint8)
-    small = Image.fromarray(rgb)
+    rgb = to_8_bits(image.rgb)
+    small = Image.fromarray(rgb[..., 0] if image.grey else rgb)
     small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     jpeg = io.BytesIO()
     small.save(jpeg, "JPEG", quality=82, icc_profile=image.metadata.get("icc_profile"))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from utils import InputError, choose_device, plain, save_torch, write_atomically
+from utils import InputError, choose_device, json_types, save_torch, write_atomically
 
 RANK = int(os.environ.get("RANK", 0))
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
@@ -86,7 +86,7 @@ def resume(
     changes = []
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        before, now = state["settings"], plain(settings)
+        before, now = state["settings"], json_types(settings)
         for name in before | now:
             if name not in CHANGEABLE and before.get(name) != now.get(name):
                 changes.append(f"{name} {before.get(name)} -> {now.get(name)}")
@@ -113,7 +113,7 @@ class RunFolder:
     def __init__(
         self, folder: Path, settings: dict[str, Any], step: int, environment: dict[str, Any]
     ) -> None:
-        self.folder, self.settings = folder, plain(settings)
+        self.folder, self.settings = folder, json_types(settings)
         self.log({"begin": step, "settings": self.settings, "environment": environment})
         if IS_MAIN:
             # Events are written directly, because SummaryWriter's thread would hang on a full disk.
@@ -129,7 +129,7 @@ class RunFolder:
             path, lines = self.folder / "log.jsonl", b""
             if path.exists():
                 lines = path.read_bytes()
-            write_atomically(path, lines + json.dumps(plain(line)).encode() + b"\n")
+            write_atomically(path, lines + json.dumps(json_types(line)).encode() + b"\n")
             if "step" in line:
                 self._write_scalars(line, line["step"])
                 self.events.flush()

@@ -92,7 +92,7 @@ def compare(settings: Settings) -> None:
     for i in tqdm(range(len(pairs)), leave=False, disable=None):
         images = read_scene(files, i, settings.crop_border)
         for method, rows in scores.items():
-            rows.append([score(images[method], images["clean"], name) for name in protocols])
+            rows.append([score(images[method], images["clean"], p) for p in protocols])
     columns = [f"{metric}_{protocol}" for protocol in protocols for metric in ("psnr", "ssim")]
     if settings.format == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -115,18 +115,15 @@ def compare(settings: Settings) -> None:
 
 
 def find_files(settings: Settings, pairs: Sequence[Pair]) -> Files:
-    """Return all image files; a method that can't be scored is left out with a line."""
+    """Return all image files. Raises InputError for a method that can't be scored."""
     results: dict[str, list[Path]] = {}
     for text in settings.methods:
         name, _, folder = text.partition("=")
         if not name or not folder or name in ("rainy", "clean", *results):
             raise InputError(f"{text}: give each folder a name of its own, as NAME=FOLDER")
-        try:
-            results[name] = find_results(Path(folder), pairs, settings.common_size)
-        except InputError as error:
-            note(f"{name} is left out: {error}")
+        results[name] = find_results(Path(folder), pairs, settings.common_size)
     if not results:
-        raise InputError("no method to score: give result folders that fit, as NAME=FOLDER")
+        raise InputError("no method to score: give result folders, as NAME=FOLDER")
     rainy, clean = [pair.rainy for pair in pairs], [pair.clean for pair in pairs]
     return {"rainy": rainy, **results, "clean": clean}  # type: ignore[dict-item]  # a set has both
 
@@ -146,7 +143,7 @@ def find_results(folder: Path, pairs: Sequence[Pair], common_size: bool) -> list
             sizes = f"{image.shape[1]}x{image.shape[0]}, not {clean.shape[1]}x{clean.shape[0]}"
             raise InputError(f"{path}: is {sizes} pixels; see --common_size and --clean_dir")
         if not shows(image, clean):
-            raise InputError(f"{path}: does not show {pair.clean}; rename it")
+            raise InputError(f"{path}: does not seem to show {pair.clean}; check its name")
     return [found[pair.rainy] for pair in pairs]
 
 

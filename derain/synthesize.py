@@ -135,7 +135,7 @@ def synthetic_label(folder: Path) -> str | None:
     for place in (folder, folder.resolve().parent):
         marker = place / SYNTHETIC_MARKER
         if marker.is_file():
-            return f"synthetic {json.loads(marker.read_text())['kind']} rain"
+            return f"synthetic {json.loads(marker.read_text()).get('kind')} rain"
     return None
 
 

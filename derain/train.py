@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from derain.cli import check_folder, setting
 from derain.crops import RandomCrops, folder_and_share, parsed_stage
-from derain.inference import derain_image, load_weights, optimize
+from derain.inference import check_output, derain_image, load_weights, optimize
 from derain.optim import Muon
 from derain.run import IS_MAIN, WORLD_SIZE, RunFolder, averaged, connect, resume, say, share_of
 from DerainDataset import DerainDataset, prepare
@@ -67,11 +67,11 @@ class TrainSettings:
     epochs: int = setting(100, "passes over the patches; with random crops, units of 1,000 steps")
     minutes: float | None = setting(None, "train for this long; not repeatable bit for bit")
     max_steps: int | None = setting(None, "stop after this many steps, even within an epoch")
-    batch_size: int = setting(8, "patches per step; this and the next two: without --stages")
-    patch_size: int = setting(100, "side of a training patch in pixels")
-    stride: int = setting(80, "distance between patches in pixels")
+    batch_size: int = setting(8, "patches per step, without --stages")
+    patch_size: int = setting(100, "side of a patch in pixels, without --stages")
+    stride: int = setting(80, "distance between patches in pixels, without --stages")
     stages: tuple[str, ...] = setting((), "random crops instead: SIDE:BATCH:SHARE of the run, ...")
-    flip: bool = setting(False, "double the patches by left-right mirror images")
+    flip: bool = setting(False, "double the patches by mirror images, without --stages")
     augment: bool = setting(False, "random crops: mirror them at random in both directions")
     recombine: float = setting(0.0, "random crops: share that gets the rain of another pair")
     without_rain: float = setting(0.0, "random crops: share of the others that have no rain")
@@ -114,19 +114,19 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
     steps_per_epoch, batch_at = batch_source(settings, sets)
     validate_every = settings.validate_every or steps_per_epoch
     last_step = settings.max_steps or math.inf
-    last_minute = settings.minutes or math.inf
+    last_minute = settings.minutes or math.inf  # whichever comes first ends the run
     if not settings.minutes:
         last_step = min(last_step, settings.epochs * steps_per_epoch)
     network, optimizer = network_and_optimizer(settings, network, device)
     parallel = DistributedDataParallel(network) if WORLD_SIZE > 1 else network
 
     pairs = sum(len(data.pairs) for data in sets)
-    checksums = [data.checksum for data in sets]
-    by_name = dataclasses.asdict(settings) | {"pairs": pairs, "files": checksums}
-    first_step, first_minute = resume(settings.save_path, by_name, network, optimizer)
-    step, progress = first_step, max(first_step / last_step, first_minute / last_minute)
+    checksums = [data.checksum for data in (*sets, *validation_sets)]
+    identity = dataclasses.asdict(settings) | {"pairs": pairs, "images": checksums}
+    first_step, first_minute = resume(settings.save_path, identity, network, optimizer)
+    step, progress = first_step, min(1, max(first_step / last_step, first_minute / last_minute))
     sums, logged_step = Counter[str](), step
-    folder = RunFolder(settings.save_path, by_name, step, environment(device))
+    folder = RunFolder(settings.save_path, identity, step, environment(device))
     bar = tqdm(total=1, initial=progress, bar_format=PROGRESS, mininterval=3, disable=not IS_MAIN)
     with bar:
         began = saved = time.monotonic()
@@ -194,11 +194,10 @@ def take_step(
     rainy, clean = rainy.to(device), clean.to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         derained = network(rainy)
+    check_output(derained, clean)
     parts = loss(derained.float(), clean)  # in float32
-    for name, part in parts.items():
-        if name == "loss" or not isinstance(part, Tensor) or part.dim():
-            advice = "must be a tensor of one number, as a mean is, and have another name than loss"
-            raise InputError(f"loss function, part {name}: {advice}")
+    if not isinstance(parts, dict) or not parts or "loss" in parts:
+        raise InputError("loss: must return a dict of its parts, such as {'l1_loss': ...}")
     total: Tensor = sum(parts.values())
     optimizer.zero_grad(set_to_none=True)
     (weight * total).backward()
@@ -235,17 +234,17 @@ def load_sets(settings: TrainSettings) -> tuple[list[DerainDataset], list[Derain
         sets.append(DerainDataset(packed, *grid))
     for folder in settings.validation_path:
         validation_sets.append(DerainDataset(prepare(folder), *grid))
-        validation_sets[-1].check_size(WINDOW)
     if settings.validation:
         for data in sets:
             validation_sets.append(data.held_out(settings.validation, settings.seed))
-    names = [data.path.stem for data in validation_sets]
+    for data in validation_sets:
+        data.check_size(WINDOW)
+    names = ["mean", *(data.path.stem for data in validation_sets)]
     if len(set(names)) < len(names):
         raise InputError(f"validation folders have one name ({', '.join(names)}); rename one")
     if validation_sets:
-        seen = set[bytes]().union(*(data.backgrounds() for data in validation_sets))
         for i, data in enumerate(sets):
-            sets[i] = data.without_backgrounds(seen)
+            sets[i] = data.without_backgrounds(validation_sets)
             count = f"{len(sets[i].pairs)} of {len(data.pairs)} pairs"
             say(f"{data.path.stem}: {count} have no background of the validation pairs")
     return sets, validation_sets

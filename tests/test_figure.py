@@ -62,9 +62,8 @@ def test_every_score_is_below_the_image_that_has_it(svg: str) -> None:
 @pytest.mark.parametrize("size", [(11, 12), (11, 300), (3000, 11), (300, 240)])
 def test_any_size_and_any_name(tmp_path: Path, size: tuple[int, int]) -> None:
     rainy = scene(1, *size)[0]
-    write_figure(
-        tmp_path / "f.png", {"雨\udcd3" * 99: {"rainy": rainy, "$_": rainy[::-1], "clean": rainy}}
-    )
+    columns = {"rainy": rainy, "$_": rainy[::-1], "clean": rainy}
+    write_figure(tmp_path / "f.png", {"雨\udcd3" * 99: columns})
     height, width, _ = read_rgb(tmp_path / "f.png").shape
     assert max(height, width) < 3000
 

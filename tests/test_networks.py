@@ -179,11 +179,12 @@ class Malicious:
 
 
 FOREIGN = {  # name: (a file's bytes or what is saved in it, a word of the message)
-    "web page": (b"<!DOCTYPE html>\n<html>", "<!DOCTYPE html>.*download it again"),
+    "web page": (b"<!DOCTYPE html>\n<html>", "<!DOCTYPE html>.*download"),
     "cut off": (b"PK\x03\x04", r"PK\\x03\\x04"),
     "empty": (b"", "b''"),
-    "code": ({FIRST: Malicious()}, "download it again"),
+    "code": ({FIRST: Malicious()}, "download the file again"),
     "missing": ({key: value for key, value in STATE.items() if key != FIRST}, FIRST),
+    "another conv": (STATE | {"groups.1.conv.conv.weight": ONE}, r"Unexpected.*conv\.conv"),
     "another layer": (STATE | {"refine.weight": ONE}, "refine.weight"),
     "shape": (STATE | {FIRST: torch.zeros(8, 3, 5, 5)}, FIRST),
     "no shape": (STATE | {FIRST: torch.tensor(1.0)}, "0-d tensor"),

@@ -66,10 +66,8 @@ def test_the_page_holds_all_that_it_shows(tmp_path: Path, results: list[report.R
     assert text.count(f'<a href="{quote(NASTY)}">') == 1
 
 
-def test_largest_and_smallest_gains_come_first(
-    tmp_path: Path, results: list[report.Result]
-) -> None:
-    """Of a large set they are all that is shown; without scores the order stays."""
+def test_order(tmp_path: Path, results: list[report.Result]) -> None:
+    """Largest and smallest gains come first; without scores the order stays."""
     assert names_of(written(tmp_path, results)) == ["same", "worse", NASTY, "dry", "one"]
     many = [report.Result(str(i), results[0].files) for i in range(300)]
     text = written(tmp_path, many)

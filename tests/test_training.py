@@ -188,7 +188,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(settings: TrainSettings, recipe:
     with pytest.raises(InputError, match=r"lr 0\.001 -> 0\.01.*seed 0 -> 7"):
         run(settings, **options, lr=0.01, seed=7)
     write_pairs(Path(settings.data_path[0]), 1, first=2, height=80)
-    with pytest.raises(InputError, match="files"):  # as many pairs, but others
+    with pytest.raises(InputError, match="images"):  # as many pairs, but others
         run(settings, **options)
     assert state(folder)["step"] == 22
     assert not same(run(settings, **options, seed=7, save_path=folder / "other"), whole)
@@ -301,6 +301,16 @@ def test_a_network_and_a_loss_of_ones_own(settings: TrainSettings, options: dict
     assert torch.allclose(other["0.weight"], whole["0.weight"])  # it started from these weights
 
 
+def test_what_a_loss_and_a_network_must_return(settings: TrainSettings) -> None:
+    with pytest.raises(InputError, match="loss: must return"):
+        run(settings, F.l1_loss, own_network)
+    shrinking = nn.Conv2d(3, 3, 3)
+    with pytest.raises(InputError, match="network must return"):
+        run(settings, own_loss, lambda: shrinking)
+    with pytest.raises(InputError, match="network must return"):
+        derain_image(shrinking, scene(1)[0])
+
+
 # ---------------------------------------------------------------- real commands
 
 
@@ -311,12 +321,8 @@ def test_each_train_script_trains(command: Command, tmp_path: Path, script: str)
     result = command(script, "--data_path", "pairs", "--save_path", "run", *TINY)
     assert result.returncode == 0, result.stderr
     first = next(line for line in result.stdout.splitlines() if line.startswith("training on"))
-    assert (
-        "4 pairs" in first
-        and "3 steps of" in first
-        and "take 1 min" in first
-        and "weights go to run" in first
-    )
+    for part in ("4 pairs", "3 steps of", "take 1 min", "weights go to run"):
+        assert part in first
     load_network(tmp_path / "run/net_latest.pth", DARGNet(groups=1))
     (begin,), (epoch,) = (log(tmp_path / "run", key) for key in ("begin", "train"))
     assert begin["settings"]["patch_size"] == 32 and "torch" in begin["environment"]
@@ -352,6 +358,7 @@ def test_two_processes_train_as_one(tmp_path: Path, recipe: str) -> None:
         ("--data_path pairs pairs", "--stages"),
         ("--data_path pairs pairs --clean_dir pairs --stages 32:2:1", "--clean_dir"),
         ("--validation_path a/v b/v", "v, v"),
+        ("--validation_path mean", "mean, mean"),
         ("--validation 99", "pairs.h5"),
         ("--epochs 0", "--epochs"),
         ("--warmup -1", "--warmup"),
@@ -362,7 +369,7 @@ def test_two_processes_train_as_one(tmp_path: Path, recipe: str) -> None:
     ],
 )
 def test_bad_settings(inline: Command, tmp_path: Path, flags: str, culprit: str) -> None:
-    for name in ("pairs", "a/v", "b/v"):
+    for name in ("pairs", "a/v", "b/v", "mean"):
         write_pairs(tmp_path / name, 2)
     common = ("--data_path", "pairs", "--save_path", "run", *TINY)
     one_error(inline("train_rain100L.py", *common, *flags.split()), culprit)
