@@ -65,8 +65,8 @@ class TrainSettings:
     channels: int = setting(32, "width of the network's hidden layers")
     groups: int = setting(5, "number of residual groups")
     epochs: int = setting(100, "passes over the patches; with random crops, units of 1,000 steps")
-    minutes: float | None = setting(None, "train for this long; not repeatable bit for bit")
-    max_steps: int | None = setting(None, "stop after this many steps, even within an epoch")
+    minutes: float | None = setting(None, "instead of --epochs; not repeatable bit for bit")
+    max_steps: int | None = setting(None, "instead of --epochs: this many steps")
     batch_size: int = setting(8, "patches per step, without --stages")
     patch_size: int = setting(100, "side of a patch in pixels, without --stages")
     stride: int = setting(80, "distance between patches in pixels, without --stages")
@@ -115,8 +115,8 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
     validate_every = settings.validate_every or steps_per_epoch
     last_step = settings.max_steps or math.inf
     last_minute = settings.minutes or math.inf  # whichever comes first ends the run
-    if not settings.minutes:
-        last_step = min(last_step, settings.epochs * steps_per_epoch)
+    if not (settings.minutes or settings.max_steps):
+        last_step = settings.epochs * steps_per_epoch
     network, optimizer = network_and_optimizer(settings, network, device)
     parallel = DistributedDataParallel(network) if WORLD_SIZE > 1 else network
 

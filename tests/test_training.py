@@ -99,7 +99,7 @@ def step_of(network: nn.Module, optimizer: torch.optim.Optimizer, patches: list)
 
 def test_the_paper_in_a_plain_loop(settings: TrainSettings) -> None:
     """Torch's Adam, the grid and its mirrored patches in the published order: 12 steps."""
-    options = {"flip": True, "batch_size": 8, "milestones": (1, 2), "max_steps": 12}
+    options = {"flip": True, "batch_size": 8, "milestones": (1, 2), "epochs": 1, "max_steps": 12}
     found = run(settings, **options)
     patches = []
     for number in (1, 2):
