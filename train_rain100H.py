@@ -1,8 +1,8 @@
 """Train DARGNet for heavy rain on RainTrainH.
 
     python train_rain100H.py --recipe best --minutes 120   # two hours on a CPU
-    python train_rain100H.py                              # as published: 235,200 steps, for a GPU
-    python train_rain100H.py --recipe best --minutes 2     # a first look
+    python train_rain100H.py --recipe best --minutes 2 --save_path logs/train_try   # a first look
+    python train_rain100H.py --save_path logs/train_published   # as published: 235,200 steps
 
 Interrupt it whenever you like; the same command resumes. Then test the result:
 

@@ -1,8 +1,8 @@
 """Train DARGNet for light rain on RainTrainL.
 
-    python train_rain100L.py --recipe best --minutes 120   # on a CPU
-    python train_rain100L.py                              # as published: 75,000 steps, for a GPU
-    python train_rain100L.py --recipe best --minutes 2     # a first look
+    python train_rain100L.py --recipe best --minutes 120   # two hours on a CPU
+    python train_rain100L.py --recipe best --minutes 2 --save_path logs/train_try   # a first look
+    python train_rain100L.py --save_path logs/train_published   # as published: 75,000 steps
 
 Interrupt it whenever you like; the same command resumes. Then test the result:
 

@@ -81,7 +81,7 @@ def test_the_crop_is_where_most_rain_lies_over_most_detail() -> None:
 @pytest.mark.slow
 def test_the_readme_shows_what_its_command_draws(inline: Command, tmp_path: Path) -> None:
     command = r"(derain\.score) --set \S*(synthetic_heavy) ours=\S+ --figure ([\w-]+)"
-    module, _, image = re.search(command, (ROOT / "README.md").read_text()).groups()
+    module, _, image = re.search(command, (ROOT / "examples/README.md").read_text()).groups()
     whole, part = stand_in("heavy", tmp_path), tmp_path / "part"
     for file in (f"rainy/{image}.png", f"{image.replace('rain', 'norain')}.png"):
         (part / file).parent.mkdir(parents=True, exist_ok=True)
