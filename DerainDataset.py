@@ -128,7 +128,7 @@ class DerainDataset(Dataset):
             sources = json.loads(file["sources"].asstr()[()])
             self._images = {int(i): file[f"images/{i}"][()] for i in np.unique(self._index)}
         self.names = [name for name, *_ in sources[::2]]
-        self.checksum = zlib.crc32(self._index)  # of all pixels
+        self.checksum = zlib.crc32(self._index)  # of the pairs and all pixels
         for image in self._images.values():
             self.checksum = zlib.crc32(image, self.checksum)
         self.pairs = list(range(len(self._index)))
@@ -147,7 +147,7 @@ class DerainDataset(Dataset):
             height, width, _ = self.whole_pair(pair)[0].shape
             if min(height, width) < size:
                 image = f"{self.path}: {self.names[pair]} is {width}x{height}"
-                raise InputError(f"{image}, smaller than a patch of {size}; train on smaller ones")
+                raise InputError(f"{image}, smaller than {size}; remove it, or use smaller patches")
 
     def __len__(self) -> int:
         return len(self.grid)
@@ -187,14 +187,14 @@ class DerainDataset(Dataset):
         """Leave out pairs with backgrounds of other sets. Raises InputError if none is left."""
         seen = set[bytes]()
         for other in others:
-            seen.update(*map(other.line_digests, other.pairs))
-        kept = [pair for pair in self.pairs if seen.isdisjoint(self.line_digests(pair))]
+            seen.update(*map(other.background_digests, other.pairs))
+        kept = [pair for pair in self.pairs if seen.isdisjoint(self.background_digests(pair))]
         if not kept:
             problem = "every pair has a background that is in validation"
             raise InputError(f"{self.path}: {problem}; validate on other or fewer pairs")
         return self.part(kept)
 
-    def line_digests(self, pair: int) -> set[bytes]:
+    def background_digests(self, pair: int) -> set[bytes]:
         """Return digests of a pair's clean image and of its rows and columns, except flat ones.
 
         Images that share one show the same background; a crop along both axes is not recognised.

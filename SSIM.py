@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
-PROTOCOL = "Y by the PReNet protocol, RGB at full size; means of the scores of 8-bit images"
+PROTOCOL = "Y by the PReNet protocol, RGB without down-sampling; means over 8-bit images"
 WINDOW = 11  # pixels, of the Gaussian window
 SIGMA = 1.5  # pixels
 
@@ -124,8 +124,7 @@ def ssim(first: np.ndarray, second: np.ndarray, **options: int) -> float:
     options: those of scikit-image's structural_similarity.
     """
     if min(first.shape[:2]) < WINDOW:
-        size = first.shape[:2]
-        raise ValueError(f"an image of {size} is smaller than SSIM's {WINDOW}x{WINDOW} window")
+        raise ValueError(f"{first.shape[:2]} is smaller than SSIM's {WINDOW}x{WINDOW} window")
     window = {"gaussian_weights": True, "sigma": SIGMA, "use_sample_covariance": False}
     return float(structural_similarity(first, second, data_range=255, **window, **options))
 

@@ -240,7 +240,7 @@ def load_network(path: str | Path, network: nn.Module | None = None) -> nn.Modul
     path = Path(path)
     tensors = read_tensors(path)
     first = "head.0.weight" if network is None else next(iter(network.state_dict()))
-    prefixes = []  # of state_dict.module.head.0.weight: "state_dict.module."
+    prefixes = []  # such as "state_dict.module." in state_dict.module.head.0.weight
     for name in tensors:
         if f".{name}".endswith((f".{first}", f".{PUBLISHED_KEY}")):
             prefixes.append(name.removesuffix(first).removesuffix(PUBLISHED_KEY))

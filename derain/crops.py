@@ -44,11 +44,10 @@ class RandomCrops:
     without_rain: float = 0  # of the other crops: use the clean one as the rainy one
 
     def __post_init__(self) -> None:
-        for data in self.sets:
-            data.check_size(max(size for size, *_ in self.stages))
         self._pairs = [data.pairs for data in self.sets]
         self._grey_pairs = []
         for data in self.sets:
+            data.check_size(max(size for size, *_ in self.stages))
             self._grey_pairs.append([pair for pair in data.pairs if data.has_grey_layer[pair]])
         self._grey_shares = np.multiply(self.shares, [bool(pairs) for pairs in self._grey_pairs])
         if self.recombine and not any(self._grey_pairs):
@@ -68,7 +67,7 @@ class RandomCrops:
         pair = self._draw(random, self._pairs, self.shares)
         rainy, clean = crop_at_random(random, pair, size, self.augment)
         if random.rand() < self.recombine:
-            random = Random(random.randint(2**31))  # of its own: the number of draws varies
+            random = Random(random.randint(2**31))  # its own, because the number of draws varies
             layer = self._layer(random, size) * random.uniform(0.8, 1.2)
             return add_rain(clean, layer), clean
         if self.without_rain and random.rand() < self.without_rain:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from derain import images, report
 from derain.cli import check_folder, setting
 from derain.frames import KEPT_CONTAINERS, is_video
-from derain.inference import Loader, derain_image, load_weights, optimize, weights_file
+from derain.inference import Loader, derain_image, is_foldable, load_weights, optimize, weights_file
 from derain.pairs import Pair, find_pairs, list_images
 from derain.sets import TestSet, identify_pairs
 from derain.synthesize import stand_in, synthetic_label
@@ -38,14 +38,14 @@ class EvalSettings:
     data_path: tuple[Path, ...] = setting(
         (), "images, videos, folders; a test set's folder", names=["--data_path", "--rainy_dir"]
     )
-    clean_dir: Path | None = setting(None, "test sets: folder of the clean images, if elsewhere")
+    clean_dir: Path | None = setting(None, "test sets: folder of the clean images")
     logdir: Path = setting(Path("logs/Rain100H"), "folder with net_latest.pth, or a .pth file")
     save_path: Path | None = setting(None, "folder for the results (default: results/NAME)")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = setting("fp32", "auto: bf16 where it is native", ("auto", "fp32", "bf16"))
     quantize: str = setting("round", "rounding mode; the authors truncated", ("round", "truncate"))
     tile: int | None = setting(None, "side of exact tiles in pixels; 0: none (default: by size)")
-    page: bool = setting(True, "write index.html, every image with a before/after slider")
+    page: bool = setting(True, "write index.html, images with a before/after slider")
     format: str = setting("png", "test_real.py: file format of the results", ("png", "jpg", "webp"))
     quality: int = setting(95, "test_real.py: quality of jpg and webp, 1 to 100")
     out: Path | None = setting(None, "test_real.py: the file for a single image or video")
@@ -72,7 +72,11 @@ def evaluate(
     weights = weights_file(settings.logdir)
     # The checksum is taken now, because a training may replace the file meanwhile.
     checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
-    network = optimize(load_weights(weights, load).to(device), precision)
+    network = load_weights(weights, load).to(device)
+    if not is_foldable(network):
+        precision = "fp32"
+        note(f"{type(network).__name__} runs as it is written, in float32, without folding")
+    network = optimize(network, precision)
     derain_rgb = partial(derain_image, network, tile=settings.tile, quantization=settings.quantize)
 
     inputs, label, folder = find_inputs(settings, test_set)
@@ -137,14 +141,14 @@ def derain_file(
     image = images.read_image(source)
     if image.frames > 1:
         note(f"{source}: the first of {image.frames} frames or pages is taken")
-    if pair.clean:  # scores are of 8-bit RGB
+    if pair.clean:  # a test set is scored as 8-bit RGB
         image = images.DecodedImage(images.to_8_bits(image.rgb))
     began = time.perf_counter()
     derained = derain_rgb(image.rgb)
     milliseconds = round(1000 * (time.perf_counter() - began), 1)
-    result = images.network_output(image, derained)
-    if pair.clean:  # and of the network's own output
-        result = images.DecodedImage(derained)
+    result = images.DecodedImage(derained)  # scores are of the network's own output
+    if not pair.clean:
+        result = images.network_output(image, derained)
     images.write_image(output, result, settings.quality)
     return milliseconds
 

@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from networks import DARGNet, DualAttention, ResidualGroup, load_network
-from utils import InputError, note, quantize, to_image, to_tensor
+from networks import DualAttention, ResidualGroup, load_network
+from utils import InputError, quantize, to_image, to_tensor
 
 MAX_UNTILED_PIXELS = 1_500_000  # larger images are computed in tiles; this many take 2.4 GB in fp32
 TILE = 1088  # side in pixels; with its overlap, a tile has about MAX_UNTILED_PIXELS
@@ -53,39 +54,38 @@ def optimize(network: nn.Module, precision: str = "fp32") -> nn.Module:
     precision: fp32 or bf16, of the folded form. Any other network runs in float32, because autocast
     would round its images to fewer levels than 8 bits have.
     """
-    if isinstance(network, DARGNet) and is_foldable(network):
+    if is_foldable(network):
         return fold(network, torch.bfloat16 if precision == "bf16" else torch.float32)
-    note(f"{type(network).__name__} runs as it is written, in float32, without folding")
     return copy.deepcopy(network).eval().to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
-def is_foldable(network: DARGNet) -> bool:
+def is_foldable(network: nn.Module) -> bool:
     """Return whether the folded form equals the network, on a small image in float64."""
     exact = copy.deepcopy(network).cpu().double().eval()
     rainy = torch.arange(3 * 22 * 27, dtype=torch.float64).sin().view(1, 3, 22, 27)
     try:
-        fold(exact, torch.bfloat16)(rainy.float())  # an edited one may mix types
-        expected, found = exact(rainy), fold(exact, torch.float64)(rainy)
-        return torch.allclose(found, expected, rtol=1e-6, atol=1e-6)
-    except Exception:  # an edited network may lack any part, or have other shapes
+        half = fold(exact, torch.bfloat16)(rainy.float())  # an edited network may mix types
+        found, expected = fold(exact, torch.float64)(rainy), exact(rainy)
+        return half.dtype == torch.float32 and torch.allclose(found, expected, rtol=1e-6, atol=1e-6)
+    except Exception:  # another network may lack any part, or have other shapes
         return False
 
 
 @torch.no_grad()
-def fold(network: DARGNet, dtype: torch.dtype = torch.float32) -> nn.Module:
+def fold(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Return a faster copy of a DARGNet with the same values up to rounding, for inference only.
 
     In bfloat16 the last convolution stays float32, because rounding would leave the image fewer
     levels than 8 bits have. Save the original's state dict: the copy's has other keys.
     """
     device = next(network.parameters()).device
-    folded = copy.deepcopy(network).cpu().eval().requires_grad_(False)
+    folded: Any = copy.deepcopy(network).cpu().eval().requires_grad_(False)
     folded.groups = nn.ModuleList(FoldedResidualGroup(group) for group in folded.groups)
     folded.to(dtype, memory_format=torch.channels_last)
     if dtype == torch.bfloat16:
         folded.head.register_forward_pre_hook(lambda _, inputs: inputs[0].bfloat16())
-        last = folded.tail[-1].float()
+        last = [layer for layer in folded.tail if isinstance(layer, nn.Conv2d)][-1].float()
         last.register_forward_pre_hook(lambda _, inputs: inputs[0].float())
     return folded.to(device)
 

@@ -187,7 +187,7 @@ def strict_raintrainh(pairs: Sequence[Pair]) -> tuple[list[Pair], str]:
     strict = {number for number in every if (number - 1) % 300 not in RAIN100_BACKGROUNDS}
     numbers = {pair.number for pair in pairs}  # some may be missing
     if numbers != strict and not (len(numbers) > len(strict) and numbers <= every):
-        risk = "a part of RainTrainH would show test backgrounds"
+        risk = "if they are part of RainTrainH, some show test backgrounds"
         return list(pairs), f"strict rule not applied to {len(pairs)} pairs: {risk}"
     kept = [pair for pair in pairs if pair.number in strict]
     return kept, f"strict RainTrainH: {len(kept)} of {len(pairs)} pairs, without test backgrounds"

@@ -1,6 +1,6 @@
 """The report on a test: results.csv, results.json, the table and the page, index.html.
 
-The page has a before/after slider for every image. It is one file with small JPEGs in it.
+The page shows images with a before/after slider. It is one file with small JPEGs in it.
 """
 
 import base64
@@ -83,7 +83,7 @@ def write_tables(
         table = as_text(means)
         equal = sum(math.isinf(r.after["psnr_y"] + r.before["psnr_y"]) for r in results)
         if equal:
-            table += f"\n{equal} images equal their clean ones; a finite PSNR leaves them out"
+            table += f"\nPSNR is infinite for {equal} images; its means leave them out."
     about |= {"data_set": {"name": label, "images": len(rows)}, "protocol": PROTOCOL}
     write_json(folder / "results.json", about | {"means": means})
     return table

@@ -114,7 +114,7 @@ def check_set(folder: Path) -> tuple[list[str], bool]:
         rainy, clean = read_pair(pair)
         sizes[f"{clean.shape[1]}x{clean.shape[0]}"] += 1
         hashes.append(pair_hash(rainy, clean))
-        clean_hashes.append(pair_hash(clean, clean))  # an image with itself
+        clean_hashes.append(pair_hash(clean, clean))  # the clean image alone
 
     count = len(pairs)
     label, exact = identify(hashes, folder)

@@ -135,7 +135,7 @@ def synthetic_label(folder: Path) -> str | None:
     for place in (folder, folder.resolve().parent):
         marker = place / SYNTHETIC_MARKER
         if marker.is_file():
-            return f"synthetic {json.loads(marker.read_text()).get('kind')} rain"
+            return f"synthetic {json.loads(marker.read_text()).get('kind', 'unknown')} rain"
     return None
 
 
@@ -143,8 +143,7 @@ def stand_in(kind: str, root: Path = Path("datasets/test")) -> Path:
     """Return the stand-in test set of a kind of rain, 12 pairs; make it if it is not complete."""
     out = root / f"synthetic_{kind}"
     if not (out / "norain-012.png").exists():
-        photographs = free_photographs(321, 481).values()
-        write_set(out, photographs, kind, layers=3, seed=0, typical=True)
+        write_set(out, free_photographs(321, 481).values(), kind, layers=3, seed=0, typical=True)
     return out
 
 

@@ -65,8 +65,8 @@ class TrainSettings:
     channels: int = setting(32, "width of the network's hidden layers")
     groups: int = setting(5, "number of residual groups")
     epochs: int = setting(100, "passes over the patches; with random crops, units of 1,000 steps")
-    minutes: float | None = setting(None, "instead of --epochs; not repeatable bit for bit")
-    max_steps: int | None = setting(None, "instead of --epochs: this many steps")
+    minutes: float | None = setting(None, "train for this long instead; not repeatable bit for bit")
+    max_steps: int | None = setting(None, "train for this many steps instead")
     batch_size: int = setting(8, "patches per step, without --stages")
     patch_size: int = setting(100, "side of a patch in pixels, without --stages")
     stride: int = setting(80, "distance between patches in pixels, without --stages")
@@ -92,7 +92,7 @@ class TrainSettings:
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = setting("fp32", "auto: bf16 where it is native", ("auto", "fp32", "bf16"))
     deterministic: bool = setting(False, "deterministic GPU kernels (slower)")
-    seed: int = setting(0, "seed of everything random")
+    seed: int = setting(0, "seed of weights, patches and held-out pairs")
 
 
 def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
@@ -104,8 +104,8 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
     Writes to settings.save_path: net_latest.pth and net_epochN.pth (bare state dicts),
     state_latest.pth (to resume from), log.jsonl and TensorBoard's files.
 
-    Raises InputError for anything wrong with settings, images or the folder, and for a loss that is
-    not finite. However a run ends, the same settings resume it from its last saved state.
+    Raises InputError for anything wrong with settings, images, the folder, or what network and loss
+    return. However a run ends, the same settings resume it from its last saved state.
     """
     check_settings(settings)
     device = connect(settings.device)
@@ -121,7 +121,7 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
     parallel = DistributedDataParallel(network) if WORLD_SIZE > 1 else network
 
     pairs = sum(len(data.pairs) for data in sets)
-    checksums = [data.checksum for data in (*sets, *validation_sets)]
+    checksums = [f"{data.path.stem} {data.checksum}" for data in (*sets, *validation_sets)]
     identity = dataclasses.asdict(settings) | {"pairs": pairs, "images": checksums}
     first_step, first_minute = resume(settings.save_path, identity, network, optimizer)
     step, progress = first_step, min(1, max(first_step / last_step, first_minute / last_minute))
@@ -196,8 +196,9 @@ def take_step(
         derained = network(rainy)
     check_output(derained, clean)
     parts = loss(derained.float(), clean)  # in float32
-    if not isinstance(parts, dict) or not parts or "loss" in parts:
-        raise InputError("loss: must return a dict of its parts, such as {'l1_loss': ...}")
+    is_named = isinstance(parts, dict) and len(parts) > 0 and "loss" not in parts
+    if not is_named or any(getattr(part, "shape", None) != () for part in parts.values()):
+        raise InputError("loss: must return a dict of tensors of one number, none named loss")
     total: Tensor = sum(parts.values())
     optimizer.zero_grad(set_to_none=True)
     (weight * total).backward()
@@ -228,12 +229,11 @@ def check_settings(settings: TrainSettings) -> None:
 def load_sets(settings: TrainSettings) -> tuple[list[DerainDataset], list[DerainDataset]]:
     """Pack and read the sets to train on, and those to validate on, if any."""
     sets, validation_sets = [], []
-    grid = settings.patch_size, settings.stride, settings.flip
     for text in settings.data_path:
         packed = prepare(folder_and_share(text)[0], settings.strict, settings.clean_dir)
-        sets.append(DerainDataset(packed, *grid))
+        sets.append(DerainDataset(packed, settings.patch_size, settings.stride, settings.flip))
     for folder in settings.validation_path:
-        validation_sets.append(DerainDataset(prepare(folder), *grid))
+        validation_sets.append(DerainDataset(prepare(folder)))
     if settings.validation:
         for data in sets:
             validation_sets.append(data.held_out(settings.validation, settings.seed))
@@ -241,7 +241,7 @@ def load_sets(settings: TrainSettings) -> tuple[list[DerainDataset], list[Derain
         data.check_size(WINDOW)
     names = ["mean", *(data.path.stem for data in validation_sets)]
     if len(set(names)) < len(names):
-        raise InputError(f"validation folders have one name ({', '.join(names)}); rename one")
+        raise InputError(f"validation folders need different names: {', '.join(names)}; rename one")
     if validation_sets:
         for i, data in enumerate(sets):
             sets[i] = data.without_backgrounds(validation_sets)

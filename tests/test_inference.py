@@ -59,8 +59,9 @@ def test_folded_equals_unfolded(network: DARGNet) -> None:
 
 def test_folded_in_bfloat16(network: DARGNet) -> None:
     rainy = random_image(1, 3, 48, 48)
+    network = copy.deepcopy(network)
+    network.tail.append(nn.Identity())  # the last convolution need not be the last layer
     found, exact = derain(optimize(network, "bf16"), rainy), derain(network, rainy)
-    assert found.dtype == torch.float32
     assert not torch.equal(found.bfloat16().float(), found), "the image itself was rounded"
     assert 1e-9 < (found - exact).square().mean() < 1e-4
 
@@ -97,7 +98,6 @@ def use_the_image_twice(self: DARGNet, rainy: Tensor) -> Tensor:
 )
 def test_the_edited_network_is_the_one_that_runs(
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     owner: type,
     forward: Callable,
     fits: bool,
@@ -108,7 +108,6 @@ def test_the_edited_network_is_the_one_that_runs(
     monkeypatch.setattr(owner, "forward", forward)
     found = optimize(network)
     assert is_folded(found) == is_folded(optimize(network, "bf16")) == fits
-    assert ("as it is written" in capsys.readouterr().err) != fits
     expected = derain(network, rainy)
     torch.testing.assert_close(derain(found, rainy), expected, rtol=0, atol=1e-5)
     assert not torch.allclose(expected, unedited, atol=1e-3)

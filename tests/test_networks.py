@@ -179,7 +179,7 @@ class Malicious:
 
 
 FOREIGN = {  # name: (a file's bytes or what is saved in it, a word of the message)
-    "web page": (b"<!DOCTYPE html>\n<html>", "<!DOCTYPE html>.*download"),
+    "web page": (b"<!DOCTYPE html>\n<html>", "<!DOCTYPE html>.*download the file again"),
     "cut off": (b"PK\x03\x04", r"PK\\x03\\x04"),
     "empty": (b"", "b''"),
     "code": ({FIRST: Malicious()}, "download the file again"),
