@@ -1,6 +1,6 @@
 """Train DARGNet for light rain on RainTrainL.
 
-    python train_rain100L.py --recipe best --minutes 120   # two hours on a CPU
+    python train_rain100L.py --recipe best   # two hours on two CPU cores
     python train_rain100L.py --recipe best --minutes 2 --save_path logs/train_try   # a first look
     python train_rain100L.py --save_path logs/train_published   # as published: 75,000 steps
 

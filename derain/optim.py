@@ -34,7 +34,7 @@ class Muon(torch.optim.Adam):
         lr: float = 0.01,
         adam_lr: float = 1e-3,
         momentum: float = 0.95,
-        weight_decay: float = 0.1,
+        weight_decay: float = 0.02,
         clip: float = 2.5,
     ) -> None:
         kernels = [p for p in network.parameters() if is_inner_kernel(p)]

@@ -79,7 +79,7 @@ class TrainSettings:
     optimizer: str = setting("adam", "muon trains the inner kernels", ("adam", "muon"))
     lr: float = setting(1e-3, "highest learning rate of Adam")
     muon_lr: float = setting(0.01, "highest learning rate of Muon")
-    weight_decay: float = setting(0.1, "decoupled weight decay of Muon's kernels")
+    weight_decay: float = setting(0.02, "decoupled weight decay of Muon's kernels")
     schedule: str = setting("multistep", "learning rate's decay", ("multistep", "cosine", "linear"))
     milestones: tuple[float, ...] = setting((40, 60, 80), "epochs that cut the rate to a fifth")
     warmup: int = setting(200, "steps of linear warm-up (cosine and linear)")

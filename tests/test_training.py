@@ -125,7 +125,7 @@ def test_the_best_recipe_in_a_plain_loop(settings: TrainSettings) -> None:
     set_seed(0)
     network = DARGNet(groups=1).to(memory_format=torch.channels_last)
     network.start_as_identity()
-    optimizer = Muon(network, 0.01, 1e-3, weight_decay=0.1)
+    optimizer = Muon(network, 0.01, 1e-3, weight_decay=0.02)
     for step in range(12):
         size, count = (32, 2) if step < 6 else (40, 1)
         random = np.random.RandomState([0, step])
