@@ -58,7 +58,7 @@ def prepare(folder: Path, strict: bool = False, clean_dir: Path | None = None) -
             if packed["sources"].asstr()[()] == sources:
                 return path
     if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{path.parent}: is read-only; pass a link to {folder} from elsewhere")
+        raise InputError(f"{path.parent}: is read-only; pass a symbolic link from elsewhere")
     content = io.BytesIO()  # because HDF5 itself would crash on a full disk
     with h5py.File(content, "w") as packed:
         count = pack(packed, pairs, sources, f"packing {folder}")
@@ -97,7 +97,7 @@ def pack(file: h5py.File, pairs: Sequence[Pair], sources: str, title: str) -> in
 
 
 def has_grey_layer(rainy: np.ndarray, clean: np.ndarray) -> bool:
-    """Return whether rainy = min(255, clean + a grey layer >= 0) in 99.9 % of the pixels.
+    """Return whether rainy = min(255, clean + a grey layer >= 0) in 99.9% of the pixels.
 
     Both (H, W, 3) uint8 RGB. The layer is the largest of the three channels' differences, because
     clipped channels differ by less.
@@ -116,7 +116,8 @@ class DerainDataset(Dataset):
     recipe does.
 
     All images are read into memory as uint8: 0.2 GB for RainTrainL, 0.7 GB for strict RainTrainH.
-    An image smaller than a patch gives none. Raises InputError if the file cannot be used.
+    An image smaller than a patch gives none. pairs: numbers of the pairs; checksum: of the whole
+    file. Raises InputError if the file cannot be used.
     """
 
     def __init__(
@@ -163,7 +164,7 @@ class DerainDataset(Dataset):
             pair, top, left, direction = self.grid[i]
             patch = [image[top : top + size, left : left + size] for image in self.whole_pair(pair)]
             patches.append([image[:, ::direction] for image in patch])
-        return to_tensors(patches)
+        return stack_pairs(patches)
 
     def whole_pair(self, pair: int) -> tuple[np.ndarray, np.ndarray]:
         """Return a pair's rainy and clean image, (H, W, 3) uint8 RGB, not to be modified."""
@@ -207,7 +208,7 @@ class DerainDataset(Dataset):
         return digests
 
 
-def to_tensors(patches: Sequence[Sequence[np.ndarray]]) -> tuple[Tensor, Tensor]:
+def stack_pairs(patches: Sequence[Sequence[np.ndarray]]) -> tuple[Tensor, Tensor]:
     """Return pairs of (P, P, 3) uint8 as rainy and clean, (N, 3, P, P) float32 in [0, 1] each."""
     pixels = np.stack([np.stack(pair) for pair in patches], axis=1) / np.float32(255)
     rainy, clean = torch.from_numpy(pixels).permute(0, 1, 4, 2, 3)  # 2NHWC -> 2NCHW

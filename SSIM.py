@@ -3,7 +3,7 @@
 The tables follow the PReNet protocol (D. Ren et al., CVPR 2019; its MATLAB scripts statistic.m and
 ssim_index.m): both metrics on the unrounded luma of the saved 8-bit images. Other protocols differ
 by more than a decibel on the same images, so every score is named psnr_y, ssim_y, psnr_rgb or
-ssim_rgb. derain/score.py has two more protocols.
+ssim_rgb. derain/score.py has two more: rounded and full_range.
 
 SSIM: Z. Wang, A. Bovik, H. Sheikh, E. Simoncelli, "Image quality assessment: from error
 visibility to structural similarity", IEEE TIP 13(4), 2004.
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
-PROTOCOL = "Y by the PReNet protocol, RGB without down-sampling; means over 8-bit images"
+PROTOCOL = "Y by the PReNet protocol, RGB at full size; means over 8-bit images"
 WINDOW = 11  # pixels, of the Gaussian window
 SIGMA = 1.5  # pixels
 

@@ -1,4 +1,4 @@
-"""For torch.hub, from a clone or from GitHub; needs torch alone and downloads nothing of its own.
+"""The entry point of torch.hub. It needs only torch, and the weights are in this repository.
 
 network = torch.hub.load("path/to/this/folder", "dargnet", source="local", rain="any")
 derained = network(rainy)            # (N, 3, H, W) RGB in [0, 1] -> the same shape

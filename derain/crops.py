@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from derain.synthesize import add_rain
-from DerainDataset import DerainDataset, to_tensors
+from DerainDataset import DerainDataset, stack_pairs
 from utils import InputError
 
 MAX_CLIPPED = 0.1  # largest share of a crop's pixels that are white, where its layer is unknown
@@ -61,7 +61,7 @@ class RandomCrops:
         ends = np.cumsum([share for *_, share in self.stages])
         size, count, _ = self.stages[int((progress >= ends / ends[-1]).sum())]
         random = Random([self.seed % 2**32, step])
-        return to_tensors([self._crop(random, size) for _ in range(count)])
+        return stack_pairs([self._crop(random, size) for _ in range(count)])
 
     def _crop(self, random: Random, size: int) -> Images:
         pair = self._draw(random, self._pairs, self.shares)

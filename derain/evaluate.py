@@ -99,7 +99,7 @@ def evaluate(
             try:
                 result.milliseconds = derain_file(settings, pair, output, derain_rgb)
                 if pair.clean:
-                    rainy, clean = map(images.read_rgb, (source, pair.clean))  # checked before
+                    rainy, clean = map(images.read_rgb, (source, pair.clean))  # sizes are equal
                     result.files["clean"] = pair.clean
                     result.before = image_metrics(rainy, clean)
                     result.after = image_metrics(images.read_rgb(output), clean)
@@ -115,7 +115,8 @@ def evaluate(
 
     if results and not settings.out:
         about = {"weights": {"path": weights, "sha256": checksum}, "errors": errors}
-        about |= {"settings": dataclasses.asdict(settings), "environment": environment(device)}
+        about |= {"settings": dataclasses.asdict(settings) | {"precision": precision}}
+        about |= {"environment": environment(device)}
         table = report.write_tables(folder, label, test_set, results, about)
         if settings.page:
             report.write_page(folder, label, table, results)
@@ -148,7 +149,7 @@ def derain_file(
     milliseconds = round(1000 * (time.perf_counter() - began), 1)
     result = images.DecodedImage(derained)  # scores are of the network's own output
     if not pair.clean:
-        result = images.network_output(image, derained)
+        result = images.like_input(image, derained)
     images.write_image(output, result, settings.quality)
     return milliseconds
 
@@ -163,8 +164,9 @@ def check_settings(settings: EvalSettings, test_set: TestSet | None) -> None:
         raise InputError("--start takes seconds from 0 on, --duration more than 0")
     if settings.clean_dir and not (test_set and settings.data_path):
         raise InputError("--clean_dir: needs --data_path, and a script such as test_Rain100H.py")
-    if test_set and (settings.out or settings.format != "png" or len(settings.data_path) > 1):
-        only = "several paths in --data_path, --format and --out are for test_real.py"
+    for_photos = settings.out or settings.start or settings.duration or settings.format != "png"
+    if test_set and (for_photos or len(settings.data_path) > 1):
+        only = "several --data_path, --format, --out, --start and --duration are for test_real.py"
         raise InputError(f"{test_set.name} is one folder of pairs: {only}")
     if settings.out:
         if len(settings.data_path) != 1 or not settings.data_path[0].is_file():
@@ -175,7 +177,7 @@ def check_settings(settings: EvalSettings, test_set: TestSet | None) -> None:
         if is_video(settings.data_path[0]):
             formats = KEPT_CONTAINERS
         if settings.out.suffix.lower() not in formats:
-            raise InputError(f"--out {settings.out}: rename it to {', '.join(formats)}")
+            raise InputError(f"--out {settings.out}: must end with {', '.join(formats)}")
 
 
 def find_inputs(settings: EvalSettings, test_set: TestSet | None) -> tuple[list[Pair], str, Path]:
@@ -251,7 +253,7 @@ def result_names(sources: Sequence[Path], image_format: str) -> list[str]:
 
 
 def record_sources(folder: Path, names: Sequence[str], sources: Sequence[Path]) -> None:
-    """Add to sources.json in the results' folder which input each file there comes from.
+    """Add to sources.json in the results folder which input each file there comes from.
 
     names: the files, in the sources' order. Raises InputError if one would replace a file that
     comes from another input, or that is no result.

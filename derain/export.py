@@ -32,7 +32,7 @@ def write_onnx(network: nn.Module, path: Path) -> None:
 
     example, rainy = torch.rand(2, 3, 64, 80), torch.rand(1, 3, 33, 47)
     options = {"input_names": ["rainy"], "output_names": ["derained"], "verbose": False}
-    options["dynamic_shapes"] = {"rainy": {0: "images", 2: "height", 3: "width"}}
+    options["dynamic_shapes"] = [{0: "images", 2: "height", 3: "width"}]
     with warnings.catch_warnings(action="ignore"):
         model = optimize(network)
         torch.onnx.export(model, (example,), str(path), external_data=False, **options)
@@ -55,7 +55,8 @@ def export(settings: Settings) -> None:
         else:
             from safetensors.torch import save_file
 
-            save_file(network.state_dict(), temporary)
+            tensors = network.state_dict().items()  # layers may share some
+            save_file({name: tensor.clone() for name, tensor in tensors}, temporary)
     print(f"{settings.out}: written")
 
 

@@ -181,7 +181,7 @@ def _metadata(image: Image.Image, data: bytes, grey: bool) -> dict[str, Any]:
     return found | {"png_colours": colours}
 
 
-def network_output(image: DecodedImage, derained: np.ndarray) -> DecodedImage:
+def like_input(image: DecodedImage, derained: np.ndarray) -> DecodedImage:
     """Return the derained image with the input's hidden pixels, and grey if the input is."""
     if image.alpha is not None:
         derained = np.where(image.alpha[..., None] == 0, image.rgb, derained)

@@ -25,7 +25,6 @@ class Muon(torch.optim.Adam):
     dozens of steps. Without weight decay the kernels' norms grow until training diverges.
 
     lr, adam_lr: the highest learning rates of the two parts, stored as initial_lr in their groups.
-    clip: math.inf does not clip.
     """
 
     def __init__(
@@ -79,13 +78,8 @@ class Muon(torch.optim.Adam):
 
 
 def is_inner_kernel(parameter: Tensor) -> bool:
-    """Return whether a parameter is a kernel of at least 32 x 32 as (out, in * height * width).
-
-    The kernels of the first layer, the last one and depthwise convolutions are smaller.
-    """
-    if parameter.dim() != 4 or parameter.shape[1] <= 3:
-        return False
-    return min(len(parameter), parameter[0].numel()) >= 32
+    """Return whether it is a kernel, but not of the first layer, the last one, or depthwise."""
+    return parameter.dim() == 4 and parameter.shape[1] > 3 and len(parameter) > 3
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ RAINY_FOLDERS = ("rainy", "rain", "input", "lq", "in", "data", "rainy_image", "r
 CLEAN_FOLDERS = ("clean", "groundtruth", "ground_truth", "gt", "norain", "target", "label")
 RAINY_WORD = re.compile(r"(?<![a-z])rainy?(?![a-z])", re.I)  # in rain-1 and 1_rain, not rainbow-1
 CLEAN_WORD = re.compile(r"(?<![a-z])(no[-_ ]?rain|clean|gt)(?![a-z])", re.I)
-FIX = "name the folder of each side, the clean one by --clean_dir; see datasets/README.md, Layouts"
+FIX = "rename folders as in datasets/README.md, Layouts, or name the clean one by --clean_dir"
 RAIN100_BACKGROUNDS = {0, 9, *range(99, 188)}  # of Rain100H and Rain100L, among BSD300's images
 
 
@@ -190,4 +190,5 @@ def strict_raintrainh(pairs: Sequence[Pair]) -> tuple[list[Pair], str]:
         risk = "if they are part of RainTrainH, some show test backgrounds"
         return list(pairs), f"strict rule not applied to {len(pairs)} pairs: {risk}"
     kept = [pair for pair in pairs if pair.number in strict]
-    return kept, f"strict RainTrainH: {len(kept)} of {len(pairs)} pairs, without test backgrounds"
+    count = f"{len(kept)} of {len(pairs)} pairs, without test backgrounds"
+    return kept, f"numbered as RainTrainH: {count}; for another set add --no-strict"

@@ -41,7 +41,7 @@ $clean<figcaption><a href="$link">$name</a><br>$caption</figcaption>
 class Result:
     """A derained image.
 
-    name: its file in the results' folder. files: by version, which are rainy, derained and, if it
+    name: its file in the results folder. files: by version, which are rainy, derained and, if it
     is known, clean. milliseconds: the network's time. before, after: scores by metric of the rainy
     and of the derained image; empty without a clean one.
     """

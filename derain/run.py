@@ -76,7 +76,7 @@ def resume(
 ) -> tuple[int, float]:
     """Load the folder's training state, if there is one; return its step and minutes.
 
-    Raises InputError for a damaged state, or one of other settings.
+    Raises InputError for a damaged state, one of other settings, or weights without a state.
     """
     path = folder / "state_latest.pth"
     if not path.exists():

@@ -1,7 +1,7 @@
 """Identify data sets by the pixels of their images, and check them.
 
     python -m derain.sets datasets/test/Rain100L                           # check a set
-    python -m derain.sets datasets/train/RainTrainH datasets/test/Rain100L   # and shared images
+    python -m derain.sets datasets/train/RainTrainH datasets/test/Rain100L   # and find shared ones
 
 Your own test set gets its name in tables by an entry in TEST_SETS with the fingerprint that the
 check prints, and by a script like test_Rain12.py.
@@ -35,7 +35,7 @@ class TestSet:
 
     __test__ = False  # for pytest
     name: str
-    rain: str  # heavy or light: the synthetic stand-in if the set is missing
+    rain: str  # heavy or light, of the synthetic set that replaces it where it is missing
     fingerprint: str  # of all its pixels, as the check prints it
     reference: tuple[float, float, float | None] | None = None  # psnr_y, ssim_y, psnr_rgb
 

@@ -74,16 +74,16 @@ class TrainSettings:
     flip: bool = setting(False, "double the patches by mirror images, without --stages")
     augment: bool = setting(False, "random crops: mirror them at random in both directions")
     recombine: float = setting(0.0, "random crops: share that gets the rain of another pair")
-    without_rain: float = setting(0.0, "random crops: share of the others that have no rain")
+    without_rain: float = setting(0.0, "random crops: share of the others to use without rain")
     strict: bool = setting(False, "use only RainTrainH's 1,254 pairs without test backgrounds")
-    optimizer: str = setting("adam", "muon trains the inner kernels", ("adam", "muon"))
+    optimizer: str = setting("adam", "muon: for the inner kernels", ("adam", "muon"))
     lr: float = setting(1e-3, "highest learning rate of Adam")
     muon_lr: float = setting(0.01, "highest learning rate of Muon")
     weight_decay: float = setting(0.02, "decoupled weight decay of Muon's kernels")
     schedule: str = setting("multistep", "learning rate's decay", ("multistep", "cosine", "linear"))
     milestones: tuple[float, ...] = setting((40, 60, 80), "epochs that cut the rate to a fifth")
     warmup: int = setting(200, "steps of linear warm-up (cosine and linear)")
-    start: str = setting("random", "initial weights", ("random", "identity"))
+    start: str = setting("random", "initial weights without --init", ("random", "identity"))
     init: Path | None = setting(None, "weights to start from: a .pth file, or its folder")
     # Pairs that share a background with a validation pair are left out of training.
     validation: int = setting(0, "pairs of each folder to hold out, by whole backgrounds")
@@ -122,11 +122,13 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
 
     pairs = sum(len(data.pairs) for data in sets)
     checksums = [f"{data.path.stem} {data.checksum}" for data in (*sets, *validation_sets)]
-    identity = dataclasses.asdict(settings) | {"pairs": pairs, "images": checksums}
-    first_step, first_minute = resume(settings.save_path, identity, network, optimizer)
+    conditions = {"pairs": pairs, "images": checksums, "precision": precision}
+    conditions = dataclasses.asdict(settings) | conditions
+    first_step, first_minute = resume(settings.save_path, conditions, network, optimizer)
     step, progress = first_step, min(1, max(first_step / last_step, first_minute / last_minute))
     sums, logged_step = Counter[str](), step
-    folder = RunFolder(settings.save_path, identity, step, environment(device))
+    folder = RunFolder(settings.save_path, conditions, step, environment(device))
+    say(f"training on {pairs} pairs; weights go to {settings.save_path}")
     bar = tqdm(total=1, initial=progress, bar_format=PROGRESS, mininterval=3, disable=not IS_MAIN)
     with bar:
         began = saved = time.monotonic()
@@ -148,11 +150,6 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
             sums.update(losses)  # a Counter's update adds
             bar.set_description_str(f"step {step}, loss {losses['loss']:.4f}", refresh=False)
             bar.update(min(progress, 1) - bar.n)
-            if step == first_step + 3:
-                pace = (time.monotonic() - began) / 3
-                steps = min(last_step - first_step, 60 * (last_minute - first_minute) / pace)
-                announce(pairs, steps, pace, settings.save_path)
-
             is_last, epoch_is_over = progress >= 1, step % steps_per_epoch == 0
             if validation_sets and (is_last or step % validate_every == 0):
                 scores = validate(network, validation_sets, precision)
@@ -167,12 +164,6 @@ def train(settings: TrainSettings, network: nn.Module, loss: Loss) -> None:
                 logged_step = step
                 saved = time.monotonic()
     say(f"{settings.save_path / 'net_latest.pth'}: trained for {step} steps")
-
-
-def announce(pairs: int, steps: float, pace: float, folder: Path) -> None:
-    """Say what a run will do. pace: seconds per step."""
-    plan = f"{steps:.0f} steps of {pace:.2f} s take {math.ceil(steps * pace / 60)} min"
-    say(f"training on {pairs} pairs; {plan}; weights go to {folder}")
 
 
 def lr_factor(settings: TrainSettings, step: int, epoch: float, progress: float) -> float:
@@ -198,7 +189,7 @@ def take_step(
     parts = loss(derained.float(), clean)  # in float32
     is_named = isinstance(parts, dict) and len(parts) > 0 and "loss" not in parts
     if not is_named or any(getattr(part, "shape", None) != () for part in parts.values()):
-        raise InputError("loss: must return a dict of tensors of one number, none named loss")
+        raise InputError("loss: must return a dict of scalar tensors, none named loss")
     total: Tensor = sum(parts.values())
     optimizer.zero_grad(set_to_none=True)
     (weight * total).backward()
@@ -219,6 +210,14 @@ def check_settings(settings: TrainSettings) -> None:
             raise InputError(f"--{name}: needs random crops; add --recipe best or --stages")
     for stage in settings.stages:
         parsed_stage(stage)
+    unused = ("batch_size", "patch_size", "stride") if settings.stages else ()
+    if settings.optimizer == "adam":
+        unused += ("muon_lr", "weight_decay")
+    if not (settings.validation or settings.validation_path):
+        unused += ("validate_every",)
+    for name in unused:
+        if getattr(settings, name) != getattr(TrainSettings, name):
+            say(f"--{name} has no effect with the other settings")
     count = len(settings.data_path)
     if count == 0 or (count > 1 and (settings.clean_dir or not settings.stages)):
         advice = "name one folder, or several without --clean_dir with --recipe best or --stages"
@@ -246,7 +245,7 @@ def load_sets(settings: TrainSettings) -> tuple[list[DerainDataset], list[Derain
         for i, data in enumerate(sets):
             sets[i] = data.without_backgrounds(validation_sets)
             count = f"{len(sets[i].pairs)} of {len(data.pairs)} pairs"
-            say(f"{data.path.stem}: {count} have no background of the validation pairs")
+            say(f"{data.path.stem}: {count} share no background with the validation pairs")
     return sets, validation_sets
 
 
@@ -285,7 +284,7 @@ def network_and_optimizer(
     if settings.optimizer == "muon":
         muon = Muon(network, settings.muon_lr, settings.lr, weight_decay=settings.weight_decay)
         if not muon.param_groups[0]["params"]:
-            say("no inner kernel is 32 x 32 or larger: Adam trains all of them")
+            say("no convolution has more than 3 inputs and outputs: Adam trains all")
         return network, muon
     groups = [{"params": network.parameters(), "initial_lr": settings.lr}]
     return network, torch.optim.Adam(groups, settings.lr)
@@ -295,7 +294,7 @@ def validate(
     network: nn.Module, sets: Sequence[DerainDataset], precision: str
 ) -> dict[str, dict[str, float]]:
     """Return the mean psnr_y and ssim_y (PReNet protocol) of each set, and the mean over sets."""
-    network = optimize(network, precision)
+    network = optimize(network, precision)  # its fastest form
     scores = {}
     for data in sets:
         results = []

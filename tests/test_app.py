@@ -70,7 +70,7 @@ def address(tmp_path: Path) -> Iterator[str]:
     assert outside == []
 
 
-def test_in_a_browser(address: str, browser: Browser, tmp_path: Path, inline: Command) -> None:
+def test_in_a_browser(browser: Browser, address: str, tmp_path: Path, inline: Command) -> None:
     """Upload, press, drag the slider, save; nothing is loaded from elsewhere; then close."""
     photograph, *_ = photographs(tmp_path)
     assert inline("test_real.py", "--data_path", photograph, "--save_path", "out").returncode == 0

@@ -348,10 +348,10 @@ def test_images_that_a_format_cannot_hold(tmp_path: Path) -> None:
 def test_hidden_colours_stay() -> None:
     alpha = np.full_like(ALPHA, 255)
     alpha[10:30, 20:40] = 0
-    output = images.network_output(DecodedImage(RGB, alpha), RGB // 2).rgb
+    output = images.like_input(DecodedImage(RGB, alpha), RGB // 2).rgb
     assert np.array_equal(output, np.where(alpha[..., None] == 0, RGB, RGB // 2))
 
 
 def test_images_without_colour_stay_so() -> None:
-    output = images.network_output(DecodedImage(GREY), RGB).rgb
+    output = images.like_input(DecodedImage(GREY), RGB).rgb
     assert np.array_equal(output, np.round(RGB.mean(axis=2, keepdims=True)).repeat(3, 2))

@@ -81,15 +81,15 @@ def test_receptive_field_is_exact(channels: int, groups: int, radius: int) -> No
 # ---------------------------------------------------------------- the PReLU
 
 
-@pytest.mark.parametrize("slope", [0.25, -0.1])
+@pytest.mark.parametrize(("slope", "count"), [(0.25, 1), (-0.1, 1), (0.3, 3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_the_faster_prelu_is_torchs_prelu(slope: float, dtype: torch.dtype) -> None:
+def test_prelu_is_torchs_prelu(slope: float, count: int, dtype: torch.dtype) -> None:
     """Output and both gradients; bfloat16 through autocast, as in training."""
     bf16 = dtype == torch.bfloat16
     images = torch.arange(2 * 3 * 9 * 11, dtype=torch.float64).sin().view(2, 3, 9, 11).to(dtype)
     weights = torch.linspace(0, 1, images.numel()).view_as(images).to(dtype)
     results = []
-    for module in (nn.PReLU(init=slope), PReLU(init=slope)):
+    for module in (nn.PReLU(count, slope), PReLU(count, slope)):
         module = module.to(torch.float32 if bf16 else dtype)
         x = images.clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
