@@ -116,8 +116,7 @@ class DerainDataset(Dataset):
     recipe does.
 
     All images are read into memory as uint8: 0.2 GB for RainTrainL, 0.7 GB for strict RainTrainH.
-    An image smaller than a patch gives none. pairs: numbers of the pairs; checksum: of the whole
-    file. Raises InputError if the file cannot be used.
+    An image smaller than a patch gives none. Raises InputError if the file cannot be used.
     """
 
     def __init__(

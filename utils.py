@@ -109,16 +109,17 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Return fp32 or bf16; for auto bf16 if `device` computes it natively.
+    """Return fp32 or bf16; for auto bf16 if `device` computes it natively, and faster.
 
-    Elsewhere it is emulated: on a CPU without avx512_bf16 or AMX it takes ten times as long.
+    A CPU that emulates bf16 takes ten times as long; an Intel one without AMX, 1.4 times.
     """
     if name != "auto":
         return name
     native = False
     if device.type == "cpu":
-        abilities = cpu_capabilities()
-        native = any(abilities.get(kind) for kind in ("avx512_bf16", "amx_bf16", "bf16"))
+        ability = cpu_capabilities().get
+        is_intel = "Intel" in ability("cpu_name", "")
+        native = ability("amx_bf16") or ability("bf16") or (ability("avx512_bf16") and not is_intel)
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if native else "fp32"
